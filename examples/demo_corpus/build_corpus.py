@@ -1,0 +1,217 @@
+"""Synthesise the demo corpus: audio, NeMo manifests and a SentencePiece tokenizer from two text files.
+
+The sentences in ``sentences.txt`` (training) and ``sentences_heldout.txt`` (held out) are read aloud by the
+default voice of hibari-tts, a small offline text-to-speech package. Each utterance gets its own speaking rate,
+level and a little background noise, and is stored as 16 kHz mono Ogg Opus::
+
+    pip install hibari-tts==0.2.1 soundfile soxr tqdm nemo_toolkit[asr]
+    python examples/demo_corpus/build_corpus.py                      # rebuild in place
+    python examples/demo_corpus/build_corpus.py --out my_corpus      # or elsewhere
+
+Files written under ``--out``: ``train/NNNN.opus``, ``heldout/NNNN.opus``, the manifests ``train.json`` and
+``heldout.json`` (audio paths relative to the manifest), and ``tokenizer/`` with the three files that NeMo's
+``process_asr_text_tokenizer.py`` leaves for an SPE unigram tokenizer.
+
+Everything random is drawn from ``--seed``: two runs give the same manifests, tokenizer and decoded samples. The
+Opus files themselves differ in the random stream serial number which libsndfile puts into an Ogg header.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
+
+# The corpus in this folder was made with hibari-tts 0.2.1; another version may speak differently.
+TTS_REQUIREMENT = "hibari-tts==0.2.1"
+
+SAMPLE_RATE = 16000
+SPEED_RANGE = (0.85, 1.2)  # speaking rate, 1.0 is the voice's own pace
+SNR_RANGE_DB = (25.0, 40.0)  # speech level over the added noise
+PEAK_RANGE = (0.35, 0.75)  # peak amplitude, the gain variation
+EDGE_RANGE_S = (0.1, 0.2)  # silence kept at each end
+TRIM_DB = -40.0  # frames quieter than this, relative to the loudest frame, count as silence
+OPUS_COMPRESSION = 0.965  # libsndfile's 0..1 scale; about 18 kbit/s for mono speech, Ogg headers included
+
+AUXILIARIES = frozenset(
+    {"is", "are", "was", "were", "do", "did", "does", "has", "have", "had", "can", "will", "should"}
+)
+QUESTION_WORDS = frozenset({"what", "when", "where", "who", "why", "how"})
+
+
+def load_tts():
+    """Return a hibari-tts synthesiser with its default voice, or exit and say how to install it."""
+    try:
+        from hibari import Hibari
+    except ImportError as err:
+        sys.exit(f"This script needs hibari-tts, which could not be imported ({err}): pip install {TTS_REQUIREMENT}")
+    return Hibari(threads=1)
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Read one sentence per line and make sure that each is plain lower-case words."""
+    if not path.is_file():
+        sys.exit(f"Sentence file not found: {path}")
+    sentences = path.read_text(encoding="utf-8").splitlines()
+    for number, sentence in enumerate(sentences, 1):
+        words = sentence.split()
+        plain = all(w.isascii() and w.isalpha() and w.islower() for w in words)
+        if len(words) < 2 or sentence != " ".join(words) or not plain:
+            sys.exit(f"{path.name}, line {number}: expected lower-case words with single spaces, got {sentence!r}")
+    return sentences
+
+
+def check_splits(train: list[str], heldout: list[str]) -> None:
+    """Refuse repeated sentences and held-out words that the training sentences lack."""
+    if len(set(train + heldout)) != len(train) + len(heldout):
+        sys.exit("A sentence occurs twice in the sentence files.")
+    unknown = {w for s in heldout for w in s.split()} - {w for s in train for w in s.split()}
+    if unknown:
+        sys.exit(f"Held-out words missing from the training sentences: {', '.join(sorted(unknown))}")
+
+
+def is_question(words: list[str]) -> bool:
+    """Guess from the first two words whether a sentence is a question; it only steers the intonation."""
+    first, second = words[0], words[1]
+    if first in AUXILIARIES:
+        return second not in {"not", "some"}  # "do not open it", "have some soup"
+    if first == "when":
+        return second in AUXILIARIES  # not "when he was young ..."
+    return first in QUESTION_WORDS and second != "a"  # not "what a day"
+
+
+def spoken_form(sentence: str) -> str:
+    """Add the capitals and the final mark that the synthesiser takes its intonation from."""
+    words = sentence.split()
+    text = " ".join("I" if w == "i" else w for w in words)
+    return text[0].upper() + text[1:] + ("?" if is_question(words) else ".")
+
+
+def trim_silence(audio: np.ndarray, frame: int = 160) -> np.ndarray:
+    """Cut the quiet frames (10 ms each) off both ends."""
+    count = len(audio) // frame
+    energy = np.square(audio[: count * frame]).reshape(count, frame).mean(axis=1)
+    loud = np.flatnonzero(energy > energy.max() * 10 ** (TRIM_DB / 10))
+    return audio[loud[0] * frame : (loud[-1] + 1) * frame]
+
+
+def make_noise(length: int, rng: np.random.Generator) -> np.ndarray:
+    """White or pink noise, one or the other by chance, with unit power."""
+    noise = rng.standard_normal(length)
+    if rng.random() < 0.5:
+        spectrum = np.fft.rfft(noise)
+        spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1.0))
+        noise = np.fft.irfft(spectrum, length)
+    return noise / np.sqrt(np.mean(noise**2))
+
+
+def synthesise(tts, sentence: str, rng: np.random.Generator) -> np.ndarray:
+    """Speak one sentence at 16 kHz with its own rate, edge silence, noise and level."""
+    speed = rng.uniform(*SPEED_RANGE)
+    audio = tts(spoken_form(sentence), speed=speed, seed=int(rng.integers(2**31)))
+    speech = trim_silence(soxr.resample(audio.astype(np.float64), tts.sample_rate, SAMPLE_RATE))
+    edges = [int(s * SAMPLE_RATE) for s in rng.uniform(*EDGE_RANGE_S, size=2)]
+    snr_db = rng.uniform(*SNR_RANGE_DB)
+    noise_rms = np.sqrt(np.mean(speech**2)) * 10 ** (-snr_db / 20)
+    padded = np.pad(speech, edges)
+    noisy = padded + noise_rms * make_noise(len(padded), rng)
+    return (noisy * rng.uniform(*PEAK_RANGE) / np.abs(noisy).max()).astype(np.float32)
+
+
+def write_opus(path: Path, audio: np.ndarray) -> float:
+    """Store the audio as Ogg Opus and return the duration in seconds of the file written."""
+    sf.write(path, audio, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION)
+    info = sf.info(path)
+    if info.samplerate != SAMPLE_RATE or info.channels != 1 or info.frames != len(audio):
+        sys.exit(f"{path} does not read back as written: {info}")
+    return info.frames / info.samplerate
+
+
+def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> float:
+    """Write the audio files and the manifest of one split; return its duration in seconds."""
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.opus"):
+        stale.unlink()
+    split_id = list(SPLITS).index(name)
+    total = 0.0
+    with open(out / f"{name}.json", "w", encoding="utf-8", newline="\n") as manifest:
+        for number, sentence in enumerate(tqdm(sentences, desc=name, unit="utt"), 1):
+            rng = np.random.default_rng([seed, split_id, number])
+            relative = f"{name}/{number:04d}.opus"
+            duration = write_opus(out / relative, synthesise(tts, sentence, rng))
+            entry = {"audio_filepath": relative, "duration": round(duration, 4), "text": sentence}
+            manifest.write(json.dumps(entry) + "\n")
+            total += duration
+    return total
+
+
+def build_tokenizer(sentences: list[str], out: Path, vocab_size: int) -> None:
+    """Train the unigram tokenizer with NeMo's own function, as ``process_asr_text_tokenizer.py`` does.
+
+    SentencePiece stores the paths it was given inside ``tokenizer.model``, so the training runs with relative
+    paths in a temporary folder.
+    """
+    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+
+    start = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        try:
+            Path("document.txt").write_text("".join(f"{s}\n" for s in sentences), encoding="utf-8")
+            create_spt_model(
+                data_file="document.txt",
+                vocab_size=vocab_size,
+                sample_size=-1,
+                do_lower_case=True,
+                tokenizer_type="unigram",
+                output_dir="tokenizer",
+            )
+        finally:
+            os.chdir(start)
+        target = out / "tokenizer"
+        target.mkdir(parents=True, exist_ok=True)
+        for file_name in ("tokenizer.model", "tokenizer.vocab", "vocab.txt"):
+            shutil.copyfile(Path(scratch, "tokenizer", file_name), target / file_name)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the script's own)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=128, help="tokenizer pieces (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build both splits and the tokenizer, then print a summary."""
+    args = parse_args()
+    texts = {name: read_sentences(HERE / file_name) for name, file_name in SPLITS.items()}
+    check_splits(texts["train"], texts["heldout"])
+    out = args.out.resolve()
+    tts = load_tts()
+    seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
+    build_tokenizer(texts["train"], out, args.vocab_size)
+    for name, sentences in texts.items():
+        size = sum(f.stat().st_size for f in (out / name).glob("*.opus"))
+        print(
+            f"{name}: {len(sentences)} utterances, {seconds[name] / 60:.2f} min, "
+            f"{size / 1e6:.2f} MB, {8 * size / seconds[name] / 1000:.1f} kbit/s"
+        )
+
+
+if __name__ == "__main__":
+    main()

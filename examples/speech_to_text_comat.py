@@ -1,0 +1,113 @@
+"""Trains a CTC model with COMAT, as NeMo's own example scripts train theirs.
+
+    python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat \
+        model.train_ds.manifest_filepath=train.json \
+        model.validation_ds.manifest_filepath=dev.json \
+        model.tokenizer.dir=tokenizer \
+        model.comat.teacher.name=bert-base-uncased
+
+Every override of NeMo's works. Without manifests it trains on the corpus in examples/demo_corpus.
+"""
+
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from nemo.core.config import hydra_runner
+from nemo.utils import logging
+from nemo.utils.exp_manager import exp_manager
+from nemo.utils.trainer_utils import resolve_trainer_cfg
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nemo_comat import ComatCTCModelBPE, TeacherError
+from nemo_comat.config import read_comat_config
+from nemo_comat.manifest import ManifestError, check_dataset
+
+CORPUS = Path(__file__).resolve().parent / "demo_corpus"
+DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")
+
+
+class ConfigError(ValueError):
+    """The config cannot be trained; the message says what to give."""
+
+
+def has_data(dataset):
+    """True where a ``*_ds`` block names a source of data."""
+    return any(not OmegaConf.is_missing(dataset, key) and dataset.get(key) is not None for key in DATA_KEYS)
+
+
+def use_embedded_corpus(cfg):
+    """Points cfg at the embedded corpus and its short schedule, but leaves what the command line sets."""
+    given = {override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+    changes = {
+        "model.train_ds.manifest_filepath": str(CORPUS / "train.json"),
+        "model.validation_ds.manifest_filepath": str(CORPUS / "heldout.json"),
+        "model.tokenizer.dir": str(CORPUS / "tokenizer"),
+        **leaves(cfg.embedded_corpus),
+    }
+    with open_dict(cfg):
+        for key, value in changes.items():
+            if key not in given:
+                OmegaConf.update(cfg, key, value)
+    logging.info(
+        f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
+        f"own short schedule, {cfg.trainer.max_epochs} epochs; with your manifests the config's schedule stands."
+    )
+
+
+def leaves(block, prefix=""):
+    """Dotted keys and values of a nested block, in order."""
+    found = {}
+    for key, value in block.items():
+        found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value})
+    return found
+
+
+def prepare(cfg):
+    """Checks all that can be checked before data or models are loaded; fills in the embedded corpus."""
+    if cfg.model.get("comat") is not None:
+        read_comat_config(cfg.model.comat)
+    if not has_data(cfg.model.train_ds):
+        if has_data(cfg.model.validation_ds):
+            raise ConfigError(
+                "model.validation_ds names data, model.train_ds does not; give model.train_ds.manifest_filepath=FILE "
+                "too, or neither of them to train on the embedded corpus."
+            )
+        use_embedded_corpus(cfg)
+    elif OmegaConf.is_missing(cfg.model.validation_ds, "manifest_filepath"):
+        raise ConfigError(
+            "model.validation_ds.manifest_filepath is missing; give model.validation_ds.manifest_filepath=FILE."
+        )
+    if OmegaConf.is_missing(cfg.model.tokenizer, "dir") or cfg.model.tokenizer.dir is None:
+        manifest = cfg.model.train_ds.get("manifest_filepath") or "train.json"
+        raise ConfigError(
+            "model.tokenizer.dir is missing; build a tokenizer with `python examples/build_tokenizer.py "
+            f"--manifest={manifest} --data_root=tokenizers --vocab_size=128` and give model.tokenizer.dir=the folder "
+            "it names."
+        )
+    for name in ("train_ds", "validation_ds", "test_ds"):
+        if cfg.model.get(name) is not None:
+            check_dataset(cfg.model[name], f"model.{name}")
+
+
+@hydra_runner(config_path="../conf", config_name="conformer_ctc_comat")
+def main(cfg):
+    """Trains, and tests where model.test_ds names data."""
+    try:
+        prepare(cfg)
+        logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
+        trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+        exp_manager(trainer, cfg.get("exp_manager", None))
+        model = ComatCTCModelBPE(cfg=cfg.model, trainer=trainer)
+        model.maybe_init_from_pretrained_checkpoint(cfg)
+        trainer.fit(model)
+    except (ConfigError, ManifestError, TeacherError) as error:
+        logging.error(str(error))
+        sys.exit(1)
+    if has_data(cfg.model.test_ds) and model.prepare_test(trainer):
+        trainer.test(model)
+
+
+if __name__ == "__main__":
+    main()

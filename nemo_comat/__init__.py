@@ -1,0 +1,35 @@
+"""COMAT for NVIDIA NeMo: CTC speech recognisers that learn spelling from a pre-trained language model.
+
+Names are imported on first use: the functions on tensors cost no import of NeMo.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ComatCTCModelBPE": "model",
+    "ComatMixin": "model",
+    "ComatSaveRestoreConnector": "checkpoint",
+    "CompressAlignTransfer": "comat",
+    "Teacher": "teacher",
+    "TeacherError": "teacher",
+    "cosine_score": "transfer",
+    "ctc_compress": "compress",
+    "ctc_viterbi": "compress",
+    "monotonic_align": "align",
+    "plot_alignment": "plot",
+    "token_average": "transfer",
+    "transfer_loss": "transfer",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted(list(globals()) + __all__)

@@ -1,0 +1,146 @@
+"""Align: monotonic alignment search between segments and text tokens.
+
+`monotonic_align` is the one entry; its backends are `cpu` (numba, serial, without the GIL) and `torch` (vectorised over
+batch and tokens, on any device). Both return the same path.
+"""
+
+import functools
+import importlib.util
+import warnings
+
+import numpy as np
+import torch
+
+NEG_INF = float("-inf")
+
+
+def monotonic_align(score, seg_len, text_len, *, backend="auto"):
+    """Best monotonic path: Q[s,n] = score[s,n] + max(Q[s-1,n], Q[s-1,n-1]), from (0,0) to (seg_len-1, text_len-1).
+
+    Every segment gets one token, the tokens ascend without a gap, and every token gets at least one segment.
+
+    Args:
+        score: [B, S, N] similarity, any float dtype, any strides; summed in float32, never written. NaN counts as -inf.
+        seg_len, text_len: [B] valid segments / tokens, any integer dtype.
+        backend: "auto" (cpu for CPU tensors, torch for all others), "cpu" or "torch".
+    Returns:
+        [B, S] int32 on score's device: token index per segment; -1 on padding and on rows without a finite path (which
+        holds all rows where seg_len < text_len or a length is 0). Ties stay on the current token.
+    Raises:
+        ValueError: score is not a 3-D float tensor, the lengths are not [B], a length is out of range (checked on CPU;
+            on a GPU, where checking would wait for the device, such a row is all -1), or the backend is unknown.
+    Source: Glow-TTS, arXiv 2005.11129; the treatment of NaN, -inf and infeasible rows is ours.
+    """
+    _check(score, seg_len, text_len, backend)
+    batch, segs, tokens = score.shape
+    if score.numel() == 0:
+        return torch.full((batch, segs), -1, dtype=torch.int32, device=score.device)
+    return BACKENDS[backend](score.detach(), seg_len, text_len)
+
+
+def _check(score, seg_len, text_len, backend):
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if score.dim() != 3 or not score.is_floating_point():
+        raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
+    for name, length, limit in (("seg_len", seg_len, score.shape[1]), ("text_len", text_len, score.shape[2])):
+        if length.shape != score.shape[:1] or length.is_floating_point():
+            raise ValueError(f"{name} must be integers [{score.shape[0]}], got {length.dtype} {tuple(length.shape)}")
+        if length.device.type == "cpu" and len(length) and not (0 <= int(length.min()) and int(length.max()) <= limit):
+            raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
+
+
+def _align_auto(score, seg_len, text_len):
+    if score.device.type != "cpu":
+        return _align_torch(score, seg_len, text_len)
+    if importlib.util.find_spec("numba") is None:
+        _warn_without_numba()
+        return _align_torch(score, seg_len, text_len)
+    return _align_cpu(score, seg_len, text_len)
+
+
+@functools.cache
+def _warn_without_numba():
+    warnings.warn("numba is missing: monotonic_align uses its slower torch backend; pip install numba", stacklevel=4)
+
+
+def _align_torch(score, seg_len, text_len):
+    batch, segs, tokens = score.shape
+    score = score.float()
+    seg_len, text_len = (x.to(score.device, torch.int64) for x in (seg_len, text_len))
+    feasible = (0 < text_len) & (text_len <= seg_len) & (seg_len <= segs) & (text_len <= tokens)
+    last = (text_len - 1).clamp(0, tokens - 1)
+
+    value = score.new_full((batch, tokens), NEG_INF)
+    value[:, 0] = _nan_to_neg_inf(score[:, 0, 0])
+    moved = torch.zeros(segs, batch, tokens, dtype=torch.bool, device=score.device)
+    for s in range(1, segs):
+        previous = torch.nn.functional.pad(value[:, :-1], (1, 0), value=NEG_INF)
+        torch.gt(previous, value, out=moved[s])
+        new = _nan_to_neg_inf(score[:, s] + torch.where(moved[s], previous, value))
+        value = torch.where((s < seg_len)[:, None], new, value)
+    feasible &= value.gather(1, last[:, None])[:, 0].isfinite()
+
+    path = torch.full((batch, segs), -1, dtype=torch.int32, device=score.device)
+    token = last
+    for s in range(segs - 1, -1, -1):
+        inside = feasible & (s < seg_len)
+        path[:, s] = torch.where(inside, token, -1)
+        token = torch.where(inside, token - moved[s].gather(1, token[:, None])[:, 0].long(), token)
+    return path
+
+
+def _nan_to_neg_inf(x):
+    return torch.where(x.isnan(), NEG_INF, x)
+
+
+def _align_cpu(score, seg_len, text_len):
+    on_cpu = score.to("cpu", torch.float32).contiguous().numpy()
+    lengths = [x.to("cpu", torch.int64).contiguous().numpy() for x in (seg_len, text_len)]
+    path = np.full(score.shape[:2], -1, dtype=np.int32)
+    _compiled()(on_cpu, *lengths, path)
+    return torch.from_numpy(path).to(score.device)
+
+
+@functools.cache
+def _compiled():
+    # numba takes a second to import; those who only use the torch backend do not pay for it
+    from numba import njit
+
+    return njit(nogil=True, cache=True)(_align_batch)
+
+
+def _align_batch(score, seg_len, text_len, path):
+    batch, most_segs, most_tokens = score.shape
+    value = np.empty((2, most_tokens + 1), dtype=np.float32)
+    moved = np.empty((most_segs, most_tokens), dtype=np.bool_)
+    for b in range(batch):
+        segs, tokens = seg_len[b], text_len[b]
+        if not 0 < tokens <= segs <= most_segs or tokens > most_tokens:
+            continue
+        # column 0 stands for the token before the first one, which no path visits
+        value[:] = -np.inf
+        first = score[b, 0, 0]
+        value[0, 1] = first if first == first else -np.inf
+        for s in range(1, segs):
+            # only tokens that are reached by s from the start, and from which the end can still be reached
+            low, high = max(0, tokens - segs + s), min(s + 1, tokens)
+            row, move = score[b, s, low:high], moved[s, low:high]
+            stay, step = value[(s - 1) % 2, low + 1 : high + 1], value[(s - 1) % 2, low:high]
+            new = value[s % 2, low + 1 : high + 1]
+            for n in range(high - low):
+                take = step[n] > stay[n]
+                q = row[n] + (step[n] if take else stay[n])
+                new[n] = q if q == q else -np.inf
+                move[n] = take
+        if not np.isfinite(value[(segs - 1) % 2, tokens]):
+            continue
+        token = tokens - 1
+        for s in range(segs - 1, 0, -1):
+            path[b, s] = token
+            if moved[s, token]:
+                token -= 1
+        path[b, 0] = token
+
+
+BACKENDS = {"auto": _align_auto, "cpu": _align_cpu, "torch": _align_torch}

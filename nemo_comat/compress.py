@@ -1,0 +1,235 @@
+"""Compress: CTC labels cut an utterance's frames into segments, and each segment's frames are pooled into one vector.
+
+The labels are the model's greedy output or the CTC Viterbi path of the reference (`forced`). Source of CTC compression
+and of its three poolings: Gaido et al., arXiv 2102.01578. Using it on the way to a language model is the COMAT paper's
+"compress"; forced labels and the handling of impossible rows are ours.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+LABELS = ("greedy", "forced")
+BLANKS = ("drop", "keep")
+POOLS = ("avg", "weighted", "softmax")
+NEG_INF = float("-inf")
+
+
+class Compressed(NamedTuple):
+    """Segments of a batch.
+
+    segments: [B, S, D] pooled frames, 0 on padding. seg_len: [B] int64 segments per row.
+    seg_of_frame: [B, T] int64 segment of each frame, -1 on padding and dropped frames. seg_label: [B, S] int64 CTC
+    label of each segment, -1 on padding.
+    """
+
+    segments: torch.Tensor
+    seg_len: torch.Tensor
+    seg_of_frame: torch.Tensor
+    seg_label: torch.Tensor
+
+
+def ctc_viterbi(log_probs, frame_len, targets, target_len, *, blank):
+    """Most probable CTC path of each reference through its frames, for a whole batch at once.
+
+    The states of a reference of U tokens are blank, token 0, blank, token 1, ..., blank: 2U + 1 of them, state 2u + 1
+    being token u. Loops over frames, never over the batch.
+
+    Args:
+        log_probs: [B, T, V] log-posteriors; NaN counts as -inf. No gradient.
+        frame_len: [B] valid frames.
+        targets: [B, U] token ids, padding ignored.
+        target_len: [B] valid tokens.
+        blank: id of the blank.
+    Returns:
+        [B, T] int64 state of each frame; -1 on padding, and on whole rows that no path fits: fewer frames than tokens
+        plus equal neighbours (which need a blank between them), or probability 0.
+    Raises:
+        ValueError: log_probs is not 3-D or targets not 2-D.
+    Source: Graves et al., ICML 2006 (CTC); the path with Viterbi's maximum for the sum.
+    """
+    if log_probs.dim() != 3 or targets.dim() != 2:
+        raise ValueError(
+            f"log_probs must be [B, T, V] and targets [B, U], got {tuple(log_probs.shape)} and {tuple(targets.shape)}"
+        )
+    log_probs = log_probs.detach().float()
+    frame_len, targets, target_len = (x.to(log_probs.device, torch.int64) for x in (frame_len, targets, target_len))
+    labels = _states(targets, target_len, blank)
+    emission = log_probs.gather(2, labels[:, None].expand(-1, log_probs.shape[1], -1))
+    best, back = _viterbi_forward(emission.nan_to_num(nan=NEG_INF, neginf=NEG_INF), labels, frame_len, blank)
+    return _viterbi_backward(best, back, frame_len, target_len)
+
+
+def _states(targets, target_len, blank):
+    inside = torch.arange(targets.shape[1], device=targets.device) < target_len[:, None]
+    labels = targets.new_full((targets.shape[0], 2 * targets.shape[1] + 1), blank)
+    labels[:, 1::2] = torch.where(inside, targets, blank)
+    return labels
+
+
+def _viterbi_forward(emission, labels, frame_len, blank):
+    batch, frames, states = emission.shape
+    skippable = torch.zeros_like(labels, dtype=torch.bool)
+    skippable[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
+    back = torch.zeros(frames, batch, states, dtype=torch.int8, device=emission.device)
+    best = emission.new_full((batch, states), NEG_INF)
+    best[:, :2] = emission[:, 0, :2] if frames else NEG_INF
+    for t in range(1, frames):
+        one = nn.functional.pad(best, (1, 0), value=NEG_INF)[:, :states]
+        two = nn.functional.pad(best, (2, 0), value=NEG_INF)[:, :states].masked_fill(~skippable, NEG_INF)
+        top, step = torch.stack((best, one, two)).max(0)
+        back[t] = step
+        best = torch.where((t < frame_len)[:, None], top + emission[:, t], best)
+    return best, back
+
+
+def _viterbi_backward(best, back, frame_len, target_len):
+    frames = back.shape[0]
+    last = (2 * target_len)[:, None]
+    end_blank, end_token = best.gather(1, last)[:, 0], best.gather(1, (last - 1).clamp(min=0))[:, 0]
+    state = torch.where((end_token > end_blank) & (target_len > 0), last[:, 0] - 1, last[:, 0])
+    possible = torch.maximum(end_blank, end_token).isfinite() & (frame_len > 0)
+    path = torch.full(back.shape[1::-1], -1, dtype=torch.int64, device=back.device)
+    for t in range(frames - 1, -1, -1):
+        inside = possible & (t < frame_len)
+        path[:, t] = torch.where(inside, state, -1)
+        state = torch.where(inside, state - back[t].gather(1, state[:, None])[:, 0], state)
+    return path
+
+
+def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
+    """Numbers the runs of equal labels.
+
+    Args:
+        labels: [B, T] integers; a new run starts where they change. Negative labels belong to no run.
+        is_blank: [B, T] bool, True where the label is the blank.
+        frame_len: [B] valid frames.
+        blanks: "drop" leaves blank runs out (they still part equal neighbours), "keep" numbers them too.
+    Returns:
+        seg_of_frame [B, T] int64, -1 where there is no segment, and seg_len [B] int64.
+    Raises:
+        ValueError: blanks is unknown.
+    """
+    if blanks not in BLANKS:
+        raise ValueError(f"blanks must be one of {', '.join(BLANKS)}; got {blanks!r}")
+    inside = torch.arange(labels.shape[1], device=labels.device) < frame_len.to(labels.device)[:, None]
+    kept = inside & (labels >= 0)
+    if blanks == "drop":
+        kept = kept & ~is_blank
+    starts = kept.clone()
+    starts[:, 1:] &= (labels[:, 1:] != labels[:, :-1])
+    seg_of_frame = torch.where(kept, starts.cumsum(1) - 1, -1)
+    return seg_of_frame, starts.sum(1)
+
+
+def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
+    """Weighted mean of each segment's frames.
+
+    Args:
+        hidden: [B, T, D] frames; gets gradients.
+        seg_of_frame: [B, T] int64, -1 where a frame belongs to no segment.
+        log_weight: [B, T] logarithm of each frame's weight, normalised per segment here, or None for equal weights;
+            gets gradients.
+        n_segments: S, a number known on the host.
+    Returns:
+        [B, S, D] in hidden's dtype, 0 where a segment has no frames.
+    """
+    bins = _bins(seg_of_frame, n_segments)
+    weight = hidden.new_ones(bins.shape) if log_weight is None else _run_softmax(log_weight, bins, n_segments)
+    total = weight.new_zeros(bins.shape[0], n_segments + 1).scatter_add(1, bins, weight)
+    pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
+    pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), hidden * weight[..., None].to(hidden.dtype))
+    total = torch.where(total > 0, total, 1)
+    return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments]
+
+
+def _bins(seg_of_frame, n_segments):
+    # frames of no segment go to a bin of their own, the last one, which is cut off afterwards
+    return torch.where(seg_of_frame < 0, n_segments, seg_of_frame)
+
+
+def _run_softmax(log_weight, bins, n_segments):
+    # a common factor per segment cancels in the mean; taking out the largest keeps tiny posteriors from vanishing
+    log_weight = log_weight.float().clamp(min=torch.finfo(torch.float32).min / 4)
+    top = log_weight.new_full((bins.shape[0], n_segments + 1), NEG_INF)
+    top = top.scatter_reduce(1, bins, log_weight.detach(), "amax")
+    return (log_weight - top.gather(1, bins)).exp()
+
+
+def ctc_compress(
+    hidden, frame_len, log_probs, *, blank, labels="greedy", targets=None, target_len=None, blanks="drop", pool="avg"
+):
+    """Turns frames into segments, one for each run of frames that carries one CTC label.
+
+    Choosing the labels has no gradient; the pooling has one towards hidden and, with `weighted` and `softmax`, towards
+    log_probs.
+
+    Args:
+        hidden: [B, T, D] encoder frames.
+        frame_len: [B] valid frames.
+        log_probs: [B, T, V] CTC log-posteriors of the same frames.
+        blank: id of the blank.
+        labels: "greedy" (argmax of log_probs) or "forced" (`ctc_viterbi` of the reference).
+        targets, target_len: [B, U] and [B], the reference; needed for "forced" only.
+        blanks: "drop" or "keep".
+        pool: "avg" (mean), "weighted" (by the posterior of the run's label) or "softmax" (by its softmax over the run).
+    Returns:
+        Compressed. S is a bound known from shapes alone: T for greedy labels, U for forced ones without blanks and
+        min(T, 2U + 1) with them. Rows that no CTC path fits have seg_len 0.
+    Raises:
+        ValueError: an unknown option, forced labels without a reference, or shapes that disagree.
+    Source: arXiv 2102.01578 for greedy labels and the poolings; forced labels are ours.
+    """
+    if labels not in LABELS or pool not in POOLS:
+        raise ValueError(
+            f"labels must be one of {', '.join(LABELS)} and pool one of {', '.join(POOLS)}; got {labels!r}, {pool!r}"
+        )
+    if hidden.dim() != 3 or hidden.shape[:2] != log_probs.shape[:2]:
+        raise ValueError(
+            f"hidden must be [B, T, D] and log_probs [B, T, V] of the same frames, "
+            f"got {tuple(hidden.shape)} and {tuple(log_probs.shape)}"
+        )
+    if labels == "forced":
+        if targets is None or target_len is None:
+            raise ValueError("labels='forced' needs targets [B, U] and target_len [B]; give them or use 'greedy'")
+        run, frame_label = _forced_labels(log_probs, frame_len, targets, target_len, blank)
+        bound = targets.shape[1] if blanks == "drop" else min(hidden.shape[1], 2 * targets.shape[1] + 1)
+    else:
+        run = frame_label = log_probs.detach().argmax(2)
+        bound = hidden.shape[1]
+    seg_of_frame, seg_len = run_segments(run, frame_label == blank, frame_len, blanks=blanks)
+    log_weight = None
+    if pool != "avg":
+        log_weight = log_probs.gather(2, frame_label[..., None])[..., 0]
+        log_weight = log_weight.exp() if pool == "softmax" else log_weight
+    segments = pool_segments(hidden, seg_of_frame, log_weight, bound)
+    seg_label = frame_label.new_full((len(hidden), bound + 1), -1)
+    seg_label = seg_label.scatter(1, _bins(seg_of_frame, bound), frame_label)[:, :bound]
+    return Compressed(segments, seg_len, seg_of_frame, seg_label)
+
+
+def _forced_labels(log_probs, frame_len, targets, target_len, blank):
+    state = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank)
+    label = _states(targets.to(state.device, torch.int64), target_len.to(state.device), blank)
+    return state, label.gather(1, state.clamp(min=0))
+
+
+class CTCCompressor(nn.Module):
+    """`ctc_compress` with its options kept; no parameters.
+
+    Args:
+        blank: id of the blank.
+        labels, blanks, pool: as in `ctc_compress`.
+    """
+
+    def __init__(self, blank, labels="forced", blanks="drop", pool="avg"):
+        super().__init__()
+        self.options = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
+
+    def forward(self, hidden, frame_len, log_probs, targets=None, target_len=None):
+        """Same shapes and returns as `ctc_compress`."""
+        return ctc_compress(hidden, frame_len, log_probs, targets=targets, target_len=target_len, **self.options)
+
+    def extra_repr(self):
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

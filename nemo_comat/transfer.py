@@ -1,0 +1,151 @@
+"""Transfer: each text token's segments are averaged, projected to the teacher's space, and pulled to its embedding."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LOSSES = ("cosine", "mse", "contrastive")
+REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
+
+
+def cosine_score(student, teacher):
+    """Cosine of every segment with every token, the score that the alignment maximises.
+
+    Args:
+        student: [B, S, D]. teacher: [B, N, D].
+    Returns:
+        [B, S, N] float32, without gradient.
+    Source: ours.
+    """
+    student, teacher = (F.normalize(x.detach().float(), dim=-1) for x in (student, teacher))
+    return student @ teacher.transpose(1, 2)
+
+
+def token_average(segments, path, n_tokens):
+    """Mean of the segments that a path gives to each token.
+
+    Args:
+        segments: [B, S, D]; gets gradients.
+        path: [B, S] token per segment, -1 for none.
+        n_tokens: N.
+    Returns:
+        [B, N, D], 0 for a token without segments.
+    """
+    # segments without a token go to a bin of their own, which is cut off
+    bins = torch.where(path < 0, n_tokens, path).long()
+    one = segments.new_ones(bins.shape)
+    count = segments.new_zeros(bins.shape[0], n_tokens + 1).scatter_add(1, bins, one)
+    total = segments.new_zeros(segments.shape[0], n_tokens + 1, segments.shape[2])
+    total = total.scatter_add(1, bins[..., None].expand_as(segments), segments)
+    return (total / count.clamp(min=1)[..., None])[:, :n_tokens]
+
+
+def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, token_id=None):
+    """Distance of aligned student vectors from the teacher's embeddings, summed over each row's tokens.
+
+    cosine: 1 - cos(student, teacher). mse: mean over features of the squared difference. contrastive: -log of the
+    softmax, over all tokens of the batch, of cos(student, .) / temperature at the own token; the same token elsewhere
+    in the batch is never a negative.
+
+    Args:
+        student: [B, N, D]; gets gradients.
+        teacher: [B, N, D]; gets none.
+        mask: [B, N] bool, True = a token that counts.
+        loss: "cosine", "mse" or "contrastive".
+        temperature: above 0; contrastive only.
+        token_id: [B, N] the tokens' ids, contrastive only; without it every other token is a negative.
+    Returns:
+        [B] float32; 0 for a row without tokens.
+    Raises:
+        ValueError: an unknown loss, or shapes that disagree.
+    Source: ours; contrastive after HKD, arXiv 2301.13003.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
+    if student.shape != teacher.shape or student.shape[:2] != mask.shape:
+        raise ValueError(
+            f"student and teacher must be [B, N, D] and mask [B, N], "
+            f"got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(mask.shape)}"
+        )
+    # what the mask hides must not reach the gradient either: 0 times NaN is NaN
+    student, teacher = (torch.where(mask[..., None], x.float(), 0) for x in (student, teacher.detach()))
+    if loss == "cosine":
+        per_token = 1 - F.cosine_similarity(student, teacher, dim=-1)
+    elif loss == "mse":
+        per_token = (student - teacher).square().mean(-1)
+    else:
+        per_token = _contrastive(student, teacher, mask, temperature, token_id)
+    return torch.where(mask, per_token, 0).sum(1)
+
+
+def _contrastive(student, teacher, mask, temperature, token_id):
+    flat_student, flat_teacher = (F.normalize(x, dim=-1).flatten(0, 1) for x in (student, teacher))
+    logits = flat_student @ flat_teacher.T / temperature
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    out = ~mask.flatten()[None]
+    if token_id is not None:
+        out = out | (token_id.flatten()[:, None] == token_id.flatten()[None])
+    logits = logits.masked_fill(out & ~own, float("-inf"))
+    return (logits.logsumexp(1) - logits.diagonal()).view(mask.shape)
+
+
+def reduce_rows(loss, text_len, reduction="mean_batch"):
+    """Reduces row losses as NeMo's CTC reduces its own, with text tokens in the place of targets.
+
+    Args:
+        loss: [B] sums over tokens. text_len: [B] tokens that were summed.
+        reduction: "mean_batch" (mean over rows), "mean" (mean over rows of the mean over tokens), "mean_volume" (mean
+            over all tokens) or "sum".
+    Returns:
+        scalar.
+    Raises:
+        ValueError: the reduction is unknown, or is "none", with which no scalar can be trained.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)} with COMAT; got {reduction!r}")
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean_volume":
+        return loss.sum() / text_len.sum().clamp(min=1)
+    return (loss / text_len.clamp(min=1) if reduction == "mean" else loss).mean()
+
+
+class Projection(nn.Module):
+    """Maps segments into the teacher's space: `depth` linear layers with GELU between them.
+
+    Args:
+        feat_in: width of the encoder's frames.
+        dim: width of the teacher's embeddings.
+        depth: number of linear layers; ours.
+    """
+
+    def __init__(self, feat_in, dim, depth=1):
+        super().__init__()
+        widths = [feat_in] + [dim] * depth
+        layers = []
+        for a, b in zip(widths, widths[1:]):
+            layers += [nn.Linear(a, b), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, segments):
+        """[B, S, feat_in] to [B, S, dim] float32."""
+        return self.layers(segments.to(self.layers[0].weight.dtype)).float()
+
+
+class TransferLoss(nn.Module):
+    """`transfer_loss` with its options kept; no parameters.
+
+    Args:
+        loss, temperature: as in `transfer_loss`.
+    """
+
+    def __init__(self, loss="cosine", temperature=0.1):
+        super().__init__()
+        self.options = dict(loss=loss, temperature=temperature)
+
+    def forward(self, student, teacher, mask, token_id=None):
+        """Same shapes and returns as `transfer_loss`."""
+        return transfer_loss(student, teacher, mask, token_id=token_id, **self.options)
+
+    def extra_repr(self):
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

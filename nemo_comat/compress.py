@@ -118,7 +118,7 @@ def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
     if blanks == "drop":
         kept = kept & ~is_blank
     starts = kept.clone()
-    starts[:, 1:] &= (labels[:, 1:] != labels[:, :-1])
+    starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     seg_of_frame = torch.where(kept, starts.cumsum(1) - 1, -1)
     return seg_of_frame, starts.sum(1)
 

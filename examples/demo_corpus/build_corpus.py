@@ -9,8 +9,7 @@ level and a little background noise, and is stored as 16 kHz mono Ogg Opus::
     python examples/demo_corpus/build_corpus.py --out my_corpus      # or elsewhere
 
 Files written under ``--out``: ``train/NNNN.opus``, ``heldout/NNNN.opus``, the manifests ``train.json`` and
-``heldout.json`` (audio paths relative to the manifest), and ``tokenizer/`` with the three files that NeMo's
-``process_asr_text_tokenizer.py`` leaves for an SPE unigram tokenizer.
+``heldout.json`` (audio paths relative to the manifest), and ``tokenizer/`` by ``examples/build_tokenizer.py``.
 
 Everything random is drawn from ``--seed``: two runs give the same manifests, tokenizer and decoded samples. The
 Opus files themselves differ in the random stream serial number which libsndfile puts into an Ogg header.
@@ -20,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +28,9 @@ import soxr
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from build_tokenizer import build_tokenizer  # noqa: E402
+
 SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
 
 # The corpus in this folder was made with hibari-tts 0.2.1; another version may speak differently.
@@ -158,35 +157,6 @@ def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> f
     return total
 
 
-def build_tokenizer(sentences: list[str], out: Path, vocab_size: int) -> None:
-    """Train the unigram tokenizer with NeMo's own function, as ``process_asr_text_tokenizer.py`` does.
-
-    SentencePiece stores the paths it was given inside ``tokenizer.model``, so the training runs with relative
-    paths in a temporary folder.
-    """
-    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
-
-    start = Path.cwd()
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        try:
-            Path("document.txt").write_text("".join(f"{s}\n" for s in sentences), encoding="utf-8")
-            create_spt_model(
-                data_file="document.txt",
-                vocab_size=vocab_size,
-                sample_size=-1,
-                do_lower_case=True,
-                tokenizer_type="unigram",
-                output_dir="tokenizer",
-            )
-        finally:
-            os.chdir(start)
-        target = out / "tokenizer"
-        target.mkdir(parents=True, exist_ok=True)
-        for file_name in ("tokenizer.model", "tokenizer.vocab", "vocab.txt"):
-            shutil.copyfile(Path(scratch, "tokenizer", file_name), target / file_name)
-
-
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
@@ -204,7 +174,7 @@ def main() -> None:
     out = args.out.resolve()
     tts = load_tts()
     seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
-    build_tokenizer(texts["train"], out, args.vocab_size)
+    build_tokenizer(texts["train"], out / "tokenizer", vocab_size=args.vocab_size)
     for name, sentences in texts.items():
         size = sum(f.stat().st_size for f in (out / name).glob("*.opus"))
         print(

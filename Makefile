@@ -1,0 +1,34 @@
+# make demo: environment, install, train on the embedded corpus, show what was learnt
+# make test: environment, install, lint, tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := demo_output/Conformer-CTC-COMAT-Demo
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test install clean
+
+demo: $(DEMO)/trained
+	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+install: $(VENV)/installed
+
+$(DEMO)/trained: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat_demo \
+		exp_manager.exp_dir=demo_output exp_manager.use_datetime_version=false
+	touch $@
+
+$(VENV)/installed: setup.py constraints.txt
+	@echo "Installing NeMo and what it needs into $(VENV); this takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo_output

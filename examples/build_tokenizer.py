@@ -1,0 +1,99 @@
+"""Builds a SentencePiece tokenizer from NeMo manifests, for `model.tokenizer.dir`.
+
+    python examples/build_tokenizer.py --manifest=train.json --data_root=tokenizers --vocab_size=128
+
+The options and the folder's name are those of NeMo's scripts/tokenizers/process_asr_text_tokenizer.py, which is not in
+NeMo's wheel; the tokenizer itself is built by NeMo's `create_spt_model`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from nemo.utils import logging
+
+
+def read_texts(manifests):
+    """Transcripts of several manifests, empty ones left out."""
+    texts = []
+    for path in manifests:
+        with open(path, encoding="utf-8") as lines:
+            texts += [str(json.loads(line).get("text", "")).strip() for line in lines if line.strip()]
+    return [text for text in texts if text]
+
+
+def build_tokenizer(texts, folder, *, vocab_size, spe_type="unigram", character_coverage=1.0, lower_case=True):
+    """Writes tokenizer.model, tokenizer.vocab and vocab.txt into a folder.
+
+    Args:
+        texts: list of strings.
+        folder: made if missing; a tokenizer in it is replaced.
+        vocab_size: pieces, <unk> included.
+        spe_type: SentencePiece's unigram, bpe, char or word.
+        character_coverage: share of the characters that get a piece of their own.
+        lower_case: bool.
+    Raises:
+        ValueError: texts is empty.
+        RuntimeError: SentencePiece cannot make so many pieces of so little text.
+    """
+    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+
+    if not texts:
+        raise ValueError("there is no text to build a tokenizer from; give manifests whose rows have a text")
+    folder = Path(folder).resolve()
+    start = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        # SentencePiece writes the paths that it is given into the model, so it is given relative ones
+        os.chdir(scratch)
+        try:
+            Path("document.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            create_spt_model(
+                "document.txt",
+                vocab_size=vocab_size,
+                sample_size=-1,
+                do_lower_case=lower_case,
+                tokenizer_type=spe_type,
+                output_dir="tokenizer",
+                character_coverage=character_coverage,
+            )
+        finally:
+            os.chdir(start)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.model", "tokenizer.vocab", "vocab.txt"):
+            shutil.copyfile(Path(scratch, "tokenizer", name), folder / name)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Build a SentencePiece tokenizer from NeMo manifests.")
+    parser.add_argument("--manifest", required=True, help="manifest, or several joined by commas")
+    parser.add_argument("--data_root", required=True, help="folder in which the tokenizer's folder is made")
+    parser.add_argument("--vocab_size", type=int, default=128, help="pieces (default: %(default)s)")
+    parser.add_argument("--spe_type", default="unigram", choices=["unigram", "bpe", "char", "word"])
+    parser.add_argument("--spe_character_coverage", type=float, default=1.0)
+    parser.add_argument("--no_lower_case", action="store_true", help="keep capitals")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    folder = Path(args.data_root) / f"tokenizer_spe_{args.spe_type}_v{args.vocab_size}"
+    try:
+        build_tokenizer(
+            read_texts(args.manifest.split(",")),
+            folder,
+            vocab_size=args.vocab_size,
+            spe_type=args.spe_type,
+            character_coverage=args.spe_character_coverage,
+            lower_case=not args.no_lower_case,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"No tokenizer built: {error}")
+    logging.info(f"Tokenizer built; train with model.tokenizer.dir={folder}")
+
+
+if __name__ == "__main__":
+    main()

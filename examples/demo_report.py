@@ -1,0 +1,49 @@
+"""Shows what a trained model learnt: word error rate, some transcripts, one alignment, and where the checkpoint is.
+
+python examples/demo_report.py MODEL.nemo [--manifest=heldout.json]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from nemo.collections.asr.metrics.wer import word_error_rate
+
+from nemo_comat import ComatCTCModelBPE, plot_alignment
+
+CORPUS = Path(__file__).resolve().parent / "demo_corpus"
+
+
+def read_manifest(path):
+    """Audio paths and texts of a manifest's rows."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [str(path.parent / row["audio_filepath"]) for row in rows], [row["text"] for row in rows]
+
+
+def report(model_path, manifest, shown=5):
+    """The report as lines of text; draws the alignment picture beside the checkpoint."""
+    model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
+    audio, texts = read_manifest(manifest)
+    found = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=16, verbose=False)]
+    picture = model_path.parent / "alignment.png"
+    plot_alignment(model.align_text(audio[0], texts[0]), picture, title=texts[0])
+    lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * word_error_rate(found, texts):.1f} %", ""]
+    for i in list(range(0, len(texts), max(1, len(texts) // shown)))[:shown]:
+        lines += [f"  reference   {texts[i]}", f"  transcript  {found[i]}", ""]
+    return lines + [f"Alignment of the first one: {picture}", f"Checkpoint:                 {model_path}"]
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
+    parser.add_argument("model", type=Path, help=".nemo file")
+    parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    print("\n".join(report(args.model, args.manifest)))
+
+
+if __name__ == "__main__":
+    main()

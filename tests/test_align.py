@@ -1,0 +1,176 @@
+"""Monotonic alignment search: every backend against brute force, a planted path, and the contract's corner cases."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_comat import monotonic_align
+
+BACKENDS = ["cpu", "torch"]
+INF = float("inf")
+
+
+def brute_force(score):
+    """Best path of one row by trying all: [S] tokens and its float64 total, or None where no total is finite."""
+    segs, tokens = score.shape
+    best, best_total = None, -INF
+    for steps in combinations(range(1, segs), tokens - 1):
+        path = np.zeros(segs, dtype=int)
+        for step in steps:
+            path[step:] += 1
+        with np.errstate(invalid="ignore"):
+            total = score[np.arange(segs), path].sum()
+        if total > best_total:
+            best, best_total = path, total
+    return (best, best_total) if np.isfinite(best_total) else (None, None)
+
+
+def oracle(score):
+    """The recursion in float64, one row, ties on the current token: a second, independent answer for larger sizes."""
+    segs, tokens = score.shape
+    score = np.where(np.isnan(score), -INF, score.astype(np.float64))
+    value = np.full((segs, tokens), -INF)
+    value[0, 0] = score[0, 0]
+    for s in range(1, segs):
+        for n in range(tokens):
+            best = max(value[s - 1, n], value[s - 1, n - 1] if n else -INF)
+            value[s, n] = score[s, n] + best
+    if not np.isfinite(value[-1, -1]):
+        return [-1] * segs
+    n, path = tokens - 1, []
+    for s in range(segs - 1, -1, -1):
+        path.append(n)
+        if s and n and value[s - 1, n - 1] > value[s - 1, n]:
+            n -= 1
+    return path[::-1]
+
+
+def lengths(*values):
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_brute_force_on_all_small_sizes(backend):
+    rng = np.random.default_rng(0)
+    for segs in range(1, 10):
+        for tokens in range(1, segs + 1):
+            score = rng.normal(size=(4, segs, tokens)).astype(np.float32)
+            path = monotonic_align(torch.tensor(score), lengths(*[segs] * 4), lengths(*[tokens] * 4), backend=backend)
+            for row in range(4):
+                assert path[row].tolist() == brute_force(score[row].astype(np.float64))[0].tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ragged_batches_agree_with_the_float64_oracle(backend):
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        batch, segs, tokens = rng.integers(1, 6), rng.integers(1, 40), rng.integers(1, 20)
+        # integers sum exactly in float32, so that ties are ties in both
+        score = rng.integers(-3, 4, size=(batch, segs, tokens)).astype(np.float32)
+        score[rng.random(score.shape) < 0.05] = -INF
+        score[rng.random(score.shape) < 0.05] = np.nan
+        seg_len, text_len = rng.integers(0, segs + 1, batch), rng.integers(0, tokens + 1, batch)
+        path = monotonic_align(torch.tensor(score), torch.tensor(seg_len), torch.tensor(text_len), backend=backend)
+        assert path.dtype == torch.int32
+        for row, (s, n) in enumerate(zip(seg_len, text_len)):
+            wanted = oracle(score[row, :s, :n]) if 0 < n <= s else [-1] * s
+            assert path[row].tolist() == wanted + [-1] * (segs - s)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_planted_path_is_found(backend):
+    torch.manual_seed(0)
+    segs, tokens = 300, 70
+    steps = torch.randperm(segs - 1)[: tokens - 1].sort().values + 1
+    planted = torch.zeros(segs, dtype=torch.int32)
+    planted[steps] = 1
+    planted = planted.cumsum(0)
+    score = 0.1 * torch.randn(1, segs, tokens)
+    score[0, torch.arange(segs), planted] += 5
+    assert monotonic_align(score, lengths(segs), lengths(tokens), backend=backend)[0].tolist() == planted.tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_corner_cases(backend):
+    score = torch.zeros(7, 3, 3)
+    score[5, 1, 1] = INF
+    score[6, :, 0] = -INF
+    seg_len, text_len = lengths(3, 3, 2, 0, 3, 3, 3), lengths(1, 3, 3, 0, 0, 2, 1)
+    path = monotonic_align(score, seg_len, text_len, backend=backend).tolist()
+    assert path[0] == [0, 0, 0]  # one token
+    assert path[1] == [0, 1, 2]  # S = N
+    assert path[2] == [-1, -1, -1]  # S < N
+    assert path[3] == path[4] == [-1, -1, -1]  # zero lengths
+    assert path[5] == [-1, -1, -1]  # a best path that is not finite
+    assert path[6] == [-1, -1, -1]  # no finite path
+    assert monotonic_align(torch.zeros(0, 3, 2), lengths().long(), lengths().long(), backend=backend).shape == (0, 3)
+    assert monotonic_align(torch.zeros(1, 2, 0), lengths(2), lengths(0), backend=backend).tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_stay_on_the_current_token(backend):
+    # going back from the end, equal values stay: the last token starts as early as it can
+    assert monotonic_align(torch.zeros(1, 5, 2), lengths(5), lengths(2), backend=backend).tolist() == [[0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [-1e10, 1e10])
+def test_scores_far_from_zero(backend, scale):
+    # a finite stand-in for -inf would win against such scores
+    score = torch.full((1, 4, 2), scale)
+    score[0, 2, 1] += abs(scale)
+    path = monotonic_align(score, lengths(4), lengths(2), backend=backend)[0].tolist()
+    assert path[0] == 0 and path[2:] == [1, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_and_strides(backend, dtype):
+    torch.manual_seed(0)
+    score = torch.randn(3, 20, 7).to(dtype)
+    kept = score.clone()
+    seg_len, text_len = lengths(20, 15, 9), lengths(7, 5, 7)
+    plain = monotonic_align(score.float(), seg_len, text_len, backend="torch")
+    frames_innermost = score.transpose(1, 2).contiguous().transpose(1, 2)
+    every_second = torch.stack((score, score), -1).flatten(2)[..., ::2]
+    for view in (score, frames_innermost, every_second):
+        assert monotonic_align(view, seg_len.int(), text_len.int(), backend=backend).equal(plain)
+    assert score.equal(kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_nothing(backend):
+    torch.manual_seed(0)
+    score, seg_len, text_len = torch.randn(2, 12, 5), lengths(12, 7), lengths(5, 3)
+    padded = torch.full((2, 20, 9), float("nan"))
+    padded[0, :12, :5] = score[0]
+    padded[1, :7, :3] = score[1, :7, :3]
+    path = monotonic_align(score, seg_len, text_len, backend=backend)
+    longer = monotonic_align(padded, seg_len, text_len, backend=backend)
+    assert longer[:, :12].equal(path) and (longer[:, 12:] == -1).all()
+
+
+def test_bad_arguments_are_refused():
+    score = torch.zeros(2, 4, 3)
+    with pytest.raises(ValueError, match=r"score must be a float tensor \[B, S, N\]"):
+        monotonic_align(score[0], lengths(4), lengths(3))
+    with pytest.raises(ValueError, match="score must be a float tensor"):
+        monotonic_align(score.long(), lengths(4, 4), lengths(3, 3))
+    with pytest.raises(ValueError, match=r"seg_len must be integers \[2\]"):
+        monotonic_align(score, lengths(4), lengths(3, 3))
+    with pytest.raises(ValueError, match=r"text_len must lie in 0\.\.3, got \[3, 4\]"):
+        monotonic_align(score, lengths(4, 4), lengths(3, 4))
+    with pytest.raises(ValueError, match="seg_len must lie in"):
+        monotonic_align(score, lengths(-1, 4), lengths(3, 3))
+    with pytest.raises(ValueError, match="backend must be one of auto, cpu, torch; got 'gpu'"):
+        monotonic_align(score, lengths(4, 4), lengths(3, 3), backend="gpu")
+
+
+@pytest.mark.gpu
+def test_torch_backend_on_a_gpu_equals_cpu():
+    torch.manual_seed(0)
+    score, seg_len, text_len = torch.randn(8, 50, 20), torch.randint(0, 51, (8,)), torch.randint(0, 21, (8,))
+    there = monotonic_align(score.cuda(), seg_len.cuda(), text_len.cuda())
+    assert there.is_cuda and there.cpu().equal(monotonic_align(score, seg_len, text_len))

@@ -1,0 +1,201 @@
+"""CTC Viterbi against enumeration in float64, and CTC compression against a slow loop."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_comat import ctc_compress, ctc_viterbi
+from nemo_comat.compress import BLANKS, LABELS, POOLS, pool_segments, run_segments
+
+BLANK = 3
+
+
+def random_batch(batch, frames, tokens, *, vocab=4, dim=5, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, frames, dim, generator=rng)
+    log_probs = (3 * torch.randn(batch, frames, vocab, generator=rng)).log_softmax(-1)
+    targets = torch.randint(0, vocab - 1, (batch, tokens), generator=rng)
+    return hidden, log_probs, targets
+
+
+def collapse(labels):
+    kept = [label for i, label in enumerate(labels) if i == 0 or label != labels[i - 1]]
+    return [label for label in kept if label != BLANK]
+
+
+def states_to_labels(states, target):
+    return [BLANK if state % 2 == 0 else target[state // 2] for state in states]
+
+
+def brute_force_viterbi(log_probs, target):
+    """Largest float64 log-probability over all label sequences that collapse to the target, or None."""
+    best = None
+    for labels in product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        if collapse(labels) == target:
+            total = sum(log_probs[t, label] for t, label in enumerate(labels))
+            best = total if best is None else max(best, total)
+    return best
+
+
+@pytest.mark.parametrize("target", [[], [0], [1, 1], [0, 1, 0], [2, 2, 2], [0, 0, 1]])
+def test_viterbi_against_enumeration(target):
+    for frames in range(1, 7):
+        _, log_probs, _ = random_batch(1, frames, 1, seed=frames)
+        targets = torch.tensor([target + [0] * (4 - len(target))])
+        path = ctc_viterbi(log_probs, torch.tensor([frames]), targets, torch.tensor([len(target)]), blank=BLANK)[0]
+        best = brute_force_viterbi(log_probs[0].double().numpy(), target)
+        if best is None:
+            assert path.tolist() == [-1] * frames
+        else:
+            labels = states_to_labels(path.tolist(), target)
+            assert collapse(labels) == target
+            assert sum(float(log_probs[0, t, label]) for t, label in enumerate(labels)) == pytest.approx(best, abs=1e-4)
+
+
+def test_viterbi_frames_just_enough_and_one_too_few():
+    # repeated labels need a blank between them: 1 1 2 takes 4 frames
+    _, log_probs, _ = random_batch(2, 4, 3)
+    targets = torch.tensor([[1, 1, 2], [1, 1, 2]])
+    path = ctc_viterbi(log_probs, torch.tensor([4, 3]), targets, torch.tensor([3, 3]), blank=BLANK)
+    assert path[0].tolist() == [1, 2, 3, 5]
+    assert path[1].tolist() == [-1, -1, -1, -1]
+
+
+def test_viterbi_of_a_batch_equals_its_rows_alone():
+    _, log_probs, targets = random_batch(6, 30, 8)
+    frame_len, target_len = torch.tensor([30, 25, 12, 9, 5, 0]), torch.tensor([8, 0, 3, 5, 8, 0])
+    batch = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=BLANK)
+    for row, (t, u) in enumerate(zip(frame_len.tolist(), target_len.tolist())):
+        one = slice(row, row + 1)
+        alone = ctc_viterbi(log_probs[one, :t], frame_len[one], targets[one, :u], target_len[one], blank=BLANK)
+        assert batch[row, :t].equal(alone[0]) and (batch[row, t:] == -1).all()
+
+
+def test_viterbi_refuses_probability_zero_and_nan():
+    _, log_probs, targets = random_batch(2, 6, 2)
+    log_probs[0, :, targets[0, 0]] = float("-inf")
+    log_probs[1, 3] = float("nan")
+    path = ctc_viterbi(log_probs, torch.tensor([6, 6]), targets, torch.tensor([2, 2]), blank=BLANK)
+    assert (path == -1).all()
+
+
+def slow_compress(hidden, frames, log_probs, run, labels, blanks, pool):
+    """One row, in float64 with loops: list of segment vectors."""
+    segments, t = [], 0
+    while t < frames:
+        end = t
+        while end < frames and run[end] == run[t]:
+            end += 1
+        if labels[t] != BLANK or blanks == "keep":
+            posterior = np.exp([log_probs[i, labels[i]] for i in range(t, end)])
+            weight = {"avg": np.ones(end - t), "weighted": posterior, "softmax": np.exp(posterior)}[pool]
+            segments.append((weight[:, None] * hidden[t:end]).sum(0) / weight.sum())
+        t = end
+    return segments
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("blanks", BLANKS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_compress_against_a_slow_loop(labels, blanks, pool):
+    hidden, log_probs, targets = random_batch(5, 24, 6)
+    frame_len, target_len = torch.tensor([24, 20, 13, 1, 3]), torch.tensor([6, 3, 6, 1, 6])
+    options = dict(labels=labels, blanks=blanks, pool=pool, blank=BLANK)
+    out = ctc_compress(hidden, frame_len, log_probs, targets=targets, target_len=target_len, **options)
+    states = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=BLANK).tolist()
+    for row, frames in enumerate(frame_len.tolist()):
+        if labels == "greedy":
+            run = label = log_probs[row].argmax(-1).tolist()
+        elif row == 4:  # 6 tokens in 3 frames: no path, no segment
+            run, label, frames = [], [], 0
+        else:
+            run, label = states[row], states_to_labels(states[row], targets[row].tolist())
+        wanted = slow_compress(
+            hidden[row].double().numpy(), frames, log_probs[row].double().numpy(), run, label, blanks, pool
+        )
+        assert out.seg_len[row] == len(wanted)
+        if wanted:
+            np.testing.assert_allclose(out.segments[row, : len(wanted)].numpy(), np.array(wanted), rtol=1e-4, atol=1e-5)
+        assert (out.segments[row, len(wanted) :] == 0).all() and (out.seg_label[row, len(wanted) :] == -1).all()
+        for t in range(frames):
+            s = out.seg_of_frame[row, t].item()
+            assert s == -1 and label[t] == BLANK if s < 0 else out.seg_label[row, s] == label[t]
+
+
+def test_forced_segments_are_the_transcript():
+    hidden, log_probs, _ = random_batch(1, 12, 4)
+    targets = torch.tensor([[1, 1, 0, 0]])
+    reference = dict(labels="forced", targets=targets, target_len=torch.tensor([4]))
+    out = ctc_compress(hidden, torch.tensor([12]), log_probs, blank=BLANK, **reference)
+    assert out.seg_len.tolist() == [4] and out.seg_label.tolist() == [[1, 1, 0, 0]]
+
+
+def test_blanks_part_equal_neighbours():
+    labels = torch.tensor([[1, 1, BLANK, 1, 2, 2, BLANK, BLANK]])
+    dropped, n = run_segments(labels, labels == BLANK, torch.tensor([7]), blanks="drop")
+    assert dropped.tolist() == [[0, 0, -1, 1, 2, 2, -1, -1]] and n.tolist() == [3]
+    kept, n = run_segments(labels, labels == BLANK, torch.tensor([7]), blanks="keep")
+    assert kept.tolist() == [[0, 0, 1, 2, 3, 3, 4, -1]] and n.tolist() == [5]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_padding_changes_nothing(labels, pool):
+    hidden, log_probs, targets = random_batch(2, 10, 3)
+    frame_len, target_len = torch.tensor([10, 6]), torch.tensor([3, 2])
+    options = dict(blank=BLANK, labels=labels, pool=pool, target_len=target_len)
+    plain = ctc_compress(hidden, frame_len, log_probs, targets=targets, **options)
+    hidden, log_probs, targets = hidden.clone(), log_probs.clone(), targets.clone()
+    hidden[1, 6:], log_probs[1, 6:], targets[1, 2:] = 1e9, 0.0, BLANK
+    hidden, log_probs = (torch.nn.functional.pad(x, (0, 0, 0, 4), value=7.0) for x in (hidden, log_probs))
+    padded = ctc_compress(hidden, frame_len, log_probs, targets=torch.nn.functional.pad(targets, (0, 2)), **options)
+    most = int(plain.seg_len.max())
+    assert padded.seg_len.equal(plain.seg_len)
+    torch.testing.assert_close(padded.segments[:, :most], plain.segments[:, :most])
+    assert (padded.segments[:, most:] == 0).all()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_gradients_reach_frames_and_posteriors(pool):
+    hidden, log_probs, _ = random_batch(1, 6, 1)
+    log_probs[0, :, 0] += torch.tensor([5.0, 5, 5, 0, 0, 0])  # a run of three frames
+    hidden, log_probs = hidden.double().requires_grad_(), log_probs.double().requires_grad_()
+    seg_of_frame = torch.tensor([[0, 0, 0, -1, 1, 1]])
+    weight = None if pool == "avg" else log_probs[..., 0]
+
+    def pooled(hidden, log_probs):
+        return pool_segments(hidden, seg_of_frame, weight if pool == "avg" else log_probs[..., 0], 2)
+
+    if pool == "avg":
+        pooled(hidden, log_probs).sum().backward()
+        assert hidden.grad[0, :, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0.5, 0.5])
+    else:
+        torch.manual_seed(0)
+        mix = torch.randn(1, 2, 5, dtype=torch.float64)
+        (pooled(hidden, log_probs) * mix).sum().backward()
+        assert (hidden.grad[0, 3] == 0).all() and (log_probs.grad[0, [0, 1, 2, 4, 5], 0] != 0).all()
+
+
+def test_tiny_posteriors_still_weigh():
+    log_weight = torch.tensor([[-500.0, -500.0 + np.log(3)]])
+    pooled = pool_segments(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[0, 0]]), log_weight, 1)
+    assert pooled.item() == pytest.approx(0.75, abs=1e-4)
+
+
+def test_bad_arguments_are_refused():
+    hidden, log_probs, targets = random_batch(1, 4, 2)
+    frame_len = torch.tensor([4])
+    with pytest.raises(ValueError, match="labels must be one of greedy, forced"):
+        ctc_compress(hidden, frame_len, log_probs, blank=BLANK, labels="viterbi")
+    with pytest.raises(ValueError, match="pool one of avg, weighted, softmax; got 'greedy', 'max'"):
+        ctc_compress(hidden, frame_len, log_probs, blank=BLANK, pool="max")
+    with pytest.raises(ValueError, match="blanks must be one of drop, keep; got 'yes'"):
+        ctc_compress(hidden, frame_len, log_probs, blank=BLANK, blanks="yes")
+    with pytest.raises(ValueError, match="labels='forced' needs targets"):
+        ctc_compress(hidden, frame_len, log_probs, blank=BLANK, labels="forced")
+    with pytest.raises(ValueError, match="of the same frames"):
+        ctc_compress(hidden[:, :3], frame_len, log_probs, blank=BLANK)
+    with pytest.raises(ValueError, match="targets"):
+        ctc_viterbi(log_probs[0], frame_len, targets, torch.tensor([2]), blank=BLANK)

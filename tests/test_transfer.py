@@ -1,0 +1,111 @@
+"""Transfer: values computed by hand, where gradients go, and that padding changes nothing."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nemo_comat import cosine_score, token_average, transfer_loss
+from nemo_comat.transfer import LOSSES, Projection, TransferLoss, reduce_rows
+
+
+def test_token_average_by_hand():
+    segments = torch.tensor([[[1.0], [3.0], [5.0], [100.0]], [[2.0], [4.0], [100.0], [100.0]]])
+    path = torch.tensor([[0, 0, 1, -1], [0, 1, -1, -1]], dtype=torch.int32)
+    assert token_average(segments, path, 3)[..., 0].tolist() == [[2, 5, 0], [2, 4, 0]]
+
+
+def test_cosine_score_by_hand():
+    student = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]], requires_grad=True)
+    teacher = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [3.0, 4.0]]])
+    score = cosine_score(student, teacher)
+    assert not score.requires_grad
+    torch.testing.assert_close(score, torch.tensor([[[0.6, 0.8, 1.0], [0.0, 1.0, 0.8]]]))
+
+
+def test_cosine_and_mse_by_hand():
+    student = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
+    teacher = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [5.0, 5.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert transfer_loss(student, teacher, mask).tolist() == pytest.approx([0.4 + 2.0])
+    assert transfer_loss(student, teacher, mask, loss="mse").tolist() == pytest.approx([(4 + 16) / 2 + 4 / 2])
+
+
+def test_contrastive_by_hand():
+    # two rows of one token each: cosines 1 and 0 with the own and the other token
+    student = torch.tensor([[[2.0, 0.0]], [[0.0, 3.0]]])
+    teacher = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    mask = torch.tensor([[True], [True]])
+    wanted = -math.log(math.exp(2) / (math.exp(2) + math.exp(0)))
+    loss = transfer_loss(student, teacher, mask, loss="contrastive", temperature=0.5)
+    assert loss.tolist() == pytest.approx([wanted, wanted])
+    # the same token elsewhere is no negative, so nothing is left to tell apart
+    same = transfer_loss(student, teacher, mask, loss="contrastive", token_id=torch.tensor([[7], [7]]))
+    assert same.tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_reaches_the_student_and_never_the_teacher(loss):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    transfer_loss(student, teacher, mask, loss=loss).sum().backward()
+    assert teacher.grad is None
+    moved = student.grad.abs().sum(-1) > 0
+    assert moved.equal(mask)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_padding_changes_nothing_whatever_it_holds(loss):
+    torch.manual_seed(0)
+    student, teacher, token_id = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.arange(8).view(2, 4)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    plain = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id)
+    student[1, 2:], teacher[1, 2:], token_id[1, 2:] = float("nan"), float("inf"), 1
+    student, teacher = (F.pad(x, (0, 0, 0, 3), value=1e30).requires_grad_() for x in (student, teacher))
+    token_id, mask = F.pad(token_id, (0, 3), value=2), F.pad(mask, (0, 3))
+    padded = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id)
+    torch.testing.assert_close(padded, plain)
+    padded.sum().backward()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_row_without_tokens_costs_nothing(loss):
+    mask = torch.tensor([[False, False], [True, True]])
+    out = transfer_loss(torch.randn(2, 2, 3), torch.randn(2, 2, 3), mask, loss=loss)
+    assert out[0] == 0 and out[1] > 0
+
+
+def test_reductions_are_those_of_nemos_ctc():
+    loss, tokens = torch.tensor([6.0, 0.0, 2.0]), torch.tensor([3, 0, 1])
+    assert reduce_rows(loss, tokens).item() == pytest.approx(8 / 3)
+    assert reduce_rows(loss, tokens, "mean").item() == pytest.approx((2 + 0 + 2) / 3)
+    assert reduce_rows(loss, tokens, "mean_volume").item() == pytest.approx(8 / 4)
+    assert reduce_rows(loss, tokens, "sum").item() == pytest.approx(8)
+    with pytest.raises(ValueError, match="ctc_reduction must be one of .* got 'none'"):
+        reduce_rows(loss, tokens, "none")
+
+
+def test_projection_depth():
+    assert [type(m).__name__ for m in Projection(4, 6, depth=2).layers] == ["Linear", "GELU", "Linear"]
+    out = Projection(4, 6).to(torch.bfloat16)(torch.randn(2, 3, 4))
+    assert out.shape == (2, 3, 6) and out.dtype == torch.float32
+
+
+def test_module_equals_function():
+    torch.manual_seed(0)
+    student, teacher, mask = torch.randn(1, 3, 4), torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
+    module = TransferLoss(loss="contrastive", temperature=0.3)
+    assert module(student, teacher, mask).equal(
+        transfer_loss(student, teacher, mask, loss="contrastive", temperature=0.3)
+    )
+
+
+def test_bad_arguments_are_refused():
+    x, mask = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="loss must be one of cosine, mse, contrastive; got 'l1'"):
+        transfer_loss(x, x, mask, loss="l1")
+    with pytest.raises(ValueError, match=r"must be \[B, N, D\] and mask \[B, N\]"):
+        transfer_loss(x, x[:, :1], mask)

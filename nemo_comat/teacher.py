@@ -120,7 +120,13 @@ class Teacher:
 
         # read first: a teacher whose config does not fit is refused before its weights are loaded
         encoder_decoder = self.config.is_encoder_decoder
-        model = self._load(AutoModel, dtype=self.dtype)
+        model, info = self._load(AutoModel, dtype=self.dtype, output_loading_info=True)
+        # transformers fills in random numbers; a pooler is not read here, and many text models come without
+        lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+        if lacking:
+            raise TeacherError(
+                f"Teacher {self.name!r}: its weights lack {', '.join(lacking[:3])}, which its config asks for."
+            )
         return (model.get_encoder() if encoder_decoder else model).eval().requires_grad_(False)
 
     @functools.cached_property
@@ -138,7 +144,7 @@ class Teacher:
     def _load(self, auto_class, **options):
         try:
             return auto_class.from_pretrained(self.path, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             where = f"read from {self.path}" if self.path != self.name else "neither a folder nor an installed package"
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise TeacherError(f"Teacher {self.name!r} ({where}) cannot be loaded: {reason} {OFFLINE_HELP}") from error

@@ -1,0 +1,60 @@
+"""The comat block: defaults, and one clear sentence for every mistake, before anything is loaded."""
+
+from dataclasses import fields
+from inspect import signature
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_comat import Teacher, config, monotonic_align
+from nemo_comat.compress import CTCCompressor
+from nemo_comat.transfer import Projection, TransferLoss
+
+
+def test_defaults_are_filled_in():
+    block = config.read_comat_config({"weight": 1, "teacher": {"layers": [-1, -2]}})
+    assert block.weight == 1.0 and block.teacher.layers == [-1, -2]
+    assert block.compress == {"labels": "forced", "blanks": "drop", "pool": "avg"}
+    assert OmegaConf.is_config(block) and "surprise" not in block
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        ({"wieght": 1}, r"model\.comat\.wieght is not known; .*weight, warmup_steps.* Did you mean weight\?"),
+        ({"teacher": {"nam": "x"}}, r"model\.comat\.teacher\.nam is not known; .*name, layers, max_length, dtype"),
+        ({"compress": {"labels": "viterbi"}}, "compress.labels must be one of greedy, forced; got 'viterbi'"),
+        ({"compress": {"pool": "max"}}, "compress.pool must be one of avg, weighted, softmax; got 'max'"),
+        ({"compress": {"blanks": True}}, "compress.blanks must be one of drop, keep"),
+        ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cpu, torch; got 'gpu'"),
+        ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),
+        ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
+        ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        ({"weight": -1}, "weight must be 0 or more, got -1"),
+        ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
+        ({"weight": "much"}, "model.comat.weight: .*much"),
+        ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
+        ({"projection": {"depth": 0}}, "projection.depth must be 1 or more"),
+        ({"teacher": {"max_length": 0}}, "teacher.max_length must be 1 or more"),
+        ({"teacher": "bert"}, "model.comat.teacher must be a block with the keys name, .* got 'bert'"),
+        ("yes", "model.comat must be a block of keys, got 'yes'"),
+    ],
+)
+def test_mistakes_get_one_sentence(block, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config.read_comat_config(block)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "schema, built",
+    [
+        (config.TeacherConfig, Teacher),
+        (config.CompressConfig, CTCCompressor),
+        (config.AlignConfig, monotonic_align),
+        (config.ProjectionConfig, Projection),
+        (config.TransferConfig, TransferLoss),
+    ],
+)
+def test_keys_are_constructor_arguments(schema, built):
+    assert {f.name for f in fields(schema)} <= set(signature(built).parameters)

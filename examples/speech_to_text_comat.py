@@ -48,8 +48,8 @@ def use_embedded_corpus(cfg):
     }
     with open_dict(cfg):
         for key, value in changes.items():
-            if key not in given:
-                OmegaConf.update(cfg, key, value)
+            if not any(f"{override}.".startswith(f"{key}.") for override in given):
+                OmegaConf.update(cfg, key, value, merge=False)
     logging.info(
         f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
         f"own short schedule, {cfg.trainer.max_epochs} epochs; with your manifests the config's schedule stands."
@@ -57,10 +57,11 @@ def use_embedded_corpus(cfg):
 
 
 def leaves(block, prefix=""):
-    """Dotted keys and values of a nested block, in order."""
+    """Dotted keys and values of a nested block; a block with a name, as a scheduler's, is one value."""
     found = {}
     for key, value in block.items():
-        found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value})
+        nested = isinstance(value, DictConfig) and "name" not in value
+        found.update(leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
     return found
 
 

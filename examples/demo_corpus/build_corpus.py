@@ -37,12 +37,12 @@ SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
 TTS_REQUIREMENT = "hibari-tts==0.2.1"
 
 SAMPLE_RATE = 16000
-SPEED_RANGE = (0.85, 1.2)  # speaking rate, 1.0 is the voice's own pace
+SPEED_RANGE = (0.5, 0.7)  # speaking rate; 1.0, the voice's own, is about 4 words a second
 SNR_RANGE_DB = (25.0, 40.0)  # speech level over the added noise
 PEAK_RANGE = (0.35, 0.75)  # peak amplitude, the gain variation
 EDGE_RANGE_S = (0.1, 0.2)  # silence kept at each end
 TRIM_DB = -40.0  # frames quieter than this, relative to the loudest frame, count as silence
-OPUS_COMPRESSION = 0.965  # libsndfile's 0..1 scale; about 18 kbit/s for mono speech, Ogg headers included
+OPUS_COMPRESSION = 0.985  # libsndfile's 0..1 scale; about 12 kbit/s for mono speech, Ogg headers included
 
 AUXILIARIES = frozenset(
     {"is", "are", "was", "were", "do", "did", "does", "has", "have", "had", "can", "will", "should"}
@@ -162,7 +162,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the script's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=128, help="tokenizer pieces (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)")
     return parser.parse_args()
 
 

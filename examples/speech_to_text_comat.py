@@ -21,15 +21,11 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModelBPE, TeacherError
-from nemo_comat.config import read_comat_config
+from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.manifest import ManifestError, check_dataset
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")
-
-
-class ConfigError(ValueError):
-    """The config cannot be trained; the message says what to give."""
 
 
 def has_data(dataset):
@@ -95,9 +91,9 @@ def prepare(cfg):
 @hydra_runner(config_path="../conf", config_name="conformer_ctc_comat")
 def main(cfg):
     """Trains, and tests where model.test_ds names data."""
+    logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     try:
         prepare(cfg)
-        logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
         trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
         exp_manager(trainer, cfg.get("exp_manager", None))
         model = ComatCTCModelBPE(cfg=cfg.model, trainer=trainer)

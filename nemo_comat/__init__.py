@@ -12,6 +12,7 @@ _HOME = {
     "ComatMixin": "model",
     "ComatSaveRestoreConnector": "checkpoint",
     "CompressAlignTransfer": "comat",
+    "ConfigError": "config",
     "Teacher": "teacher",
     "TeacherError": "teacher",
     "cosine_score": "transfer",

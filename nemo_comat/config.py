@@ -11,6 +11,11 @@ from nemo_comat.align import BACKENDS
 from nemo_comat.compress import BLANKS, LABELS, POOLS
 from nemo_comat.transfer import LOSSES
 
+
+class ConfigError(ValueError):
+    """The config cannot be used; the message says which key, what came and what is allowed."""
+
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -77,16 +82,16 @@ def read_comat_config(block) -> DictConfig:
     Returns:
         DictConfig with every key of `ComatConfig`.
     Raises:
-        ValueError: an unknown key, a value of the wrong type, or one out of its range; the message names the key,
+        ConfigError: an unknown key, a value of the wrong type, or one out of its range; the message names the key,
             what came and what is allowed.
     """
     if not isinstance(block, (dict, DictConfig)):
-        raise ValueError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
+        raise ConfigError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
     _check_keys(block, ComatConfig, "comat")
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(ComatConfig), OmegaConf.create(block))
     except OmegaConfBaseException as error:
-        raise ValueError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     _check_values(cfg)
     return OmegaConf.create(OmegaConf.to_container(cfg))
 
@@ -97,11 +102,11 @@ def _check_keys(block, schema, where):
         if key not in known:
             close = get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"model.{where}.{key} is not known; {where} has the keys {', '.join(known)}.{hint}")
+            raise ConfigError(f"model.{where}.{key} is not known; {where} has the keys {', '.join(known)}.{hint}")
         if known[key] is not None:
             if not isinstance(value, (dict, DictConfig)):
                 keys = ", ".join(f.name for f in fields(known[key]))
-                raise ValueError(f"model.{where}.{key} must be a block with the keys {keys}, got {value!r}.")
+                raise ConfigError(f"model.{where}.{key} must be a block with the keys {keys}, got {value!r}.")
             _check_keys(value, known[key], f"{where}.{key}")
 
 
@@ -119,14 +124,14 @@ def _check_values(cfg):
         if OmegaConf.select(cfg, key) is not None:
             _at_least(OmegaConf.select(cfg, key), 1, key)
     if not cfg.transfer.temperature > 0:
-        raise ValueError(f"model.comat.transfer.temperature must be above 0, got {cfg.transfer.temperature}.")
+        raise ConfigError(f"model.comat.transfer.temperature must be above 0, got {cfg.transfer.temperature}.")
 
 
 def _one_of(value, choices, key):
     if value not in choices:
-        raise ValueError(f"model.comat.{key} must be one of {', '.join(choices)}; got {value!r}.")
+        raise ConfigError(f"model.comat.{key} must be one of {', '.join(choices)}; got {value!r}.")
 
 
 def _at_least(value, low, key):
     if not value >= low:
-        raise ValueError(f"model.comat.{key} must be {low} or more, got {value}.")
+        raise ConfigError(f"model.comat.{key} must be {low} or more, got {value}.")

@@ -14,7 +14,7 @@ from omegaconf import open_dict
 
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
-from nemo_comat.config import read_comat_config
+from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.plot import Alignment
 from nemo_comat.teacher import Teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
@@ -182,7 +182,7 @@ def _complete(cfg):
     block = read_comat_config(cfg.comat)
     teacher = Teacher(**block.teacher) if block.weight > 0 else None
     if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
-        raise ValueError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
+        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim
     with open_dict(cfg):
@@ -198,7 +198,7 @@ class ComatCTCModelBPE(ComatMixin, EncDecCTCModelBPE):
             or with ``weight: 0``, it is plain CTC.
         trainer: Lightning's Trainer, or None.
     Raises:
-        ValueError: an unknown key or value in ``comat``; before any data or model is loaded.
+        ConfigError: an unknown key or value in ``comat``; before any data or model is loaded.
         TeacherError: the teacher's config cannot be read.
     Source: COMAT, Computer Speech & Language 97, 2026, doi 10.1016/j.csl.2025.101900.
     """

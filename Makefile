@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO := demo_output/Conformer-CTC-COMAT-Demo
+DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test install clean
@@ -21,7 +21,7 @@ install: $(VENV)/installed
 $(DEMO)/trained: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat_demo \
-		exp_manager.exp_dir=demo_output +exp_manager.use_datetime_version=false
+		exp_manager.exp_dir=demo_output +exp_manager.version=run
 	touch $@
 
 $(VENV)/installed: setup.py constraints.txt

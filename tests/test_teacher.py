@@ -90,6 +90,20 @@ def test_causal_teacher_without_padding_or_special_tokens(tmp_path):
     assert teacher.encode([""]).text_len.tolist() == [0]
 
 
+def test_texts_seen_lately_are_not_embedded_again(monkeypatch):
+    teacher = Teacher(NAME)
+    read, hidden = [], teacher._hidden
+    monkeypatch.setattr(teacher, "_hidden", lambda ids, attention: read.append(len(ids)) or hidden(ids, attention))
+    first = teacher.encode(["the old boat", "a dog", "the old boat"])
+    again = teacher.encode(["a dog", "the old boat", "a white cat"])
+    assert read == [2, 1]
+    assert again.embeddings[1].equal(first.embeddings[0]) and again.token_id[0].equal(first.token_id[1])
+    # with room for one text of three tokens, the batch is still whole and the memory stays within its bound
+    monkeypatch.setattr("nemo_comat.teacher.MEMORY_BYTES", 3 * 384 * 4)
+    assert teacher.encode(["a dog", "the old boat"]).text_len.tolist() == [2, 3]
+    assert [text for text, _ in teacher._seen] == ["the old boat"] and teacher._seen_bytes == 3 * 384 * 4
+
+
 def test_dtype_is_the_weights_not_the_outputs():
     teacher = Teacher(NAME, dtype="bfloat16")
     out = teacher.encode(["a dog"]).embeddings

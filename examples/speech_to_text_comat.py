@@ -28,6 +28,11 @@ CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")
 
 
+def allow_init_from(arguments):
+    """Lets init_from_nemo_model=… and its like be given without Hydra's +, though no config lists them."""
+    return [f"++{argument}" if argument.startswith("init_from_") else argument for argument in arguments]
+
+
 def has_data(dataset):
     """True where a ``*_ds`` block names a source of data."""
     return any(not OmegaConf.is_missing(dataset, key) and dataset.get(key) is not None for key in DATA_KEYS)
@@ -107,4 +112,5 @@ def main(cfg):
 
 
 if __name__ == "__main__":
+    sys.argv = allow_init_from(sys.argv)
     main()

@@ -89,6 +89,13 @@ def test_mistakes_get_one_sentence(script, manifest):
         assert "\n" not in str(error.value)
 
 
+def test_init_from_needs_no_plus(script):
+    given = ["x.py", "init_from_nemo_model=a.nemo", "+init_from_ptl_ckpt=b.ckpt", "model.optim.lr=1"]
+    _, *overrides = script.allow_init_from(given)
+    cfg = composed("conformer_ctc_comat", *overrides)
+    assert cfg.init_from_nemo_model == "a.nemo" and cfg.init_from_ptl_ckpt == "b.ckpt"
+
+
 def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkeypatch, small_cfg):
     script = load("build_tokenizer")
     monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}", "--vocab_size=40"])

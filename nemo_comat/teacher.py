@@ -40,11 +40,12 @@ class TeacherOutput(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool."""
+    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool, size in bytes."""
 
     vectors: torch.Tensor
     token_id: torch.Tensor
     too_long: bool
+    size: int
 
 
 def find_model(name):
@@ -105,6 +106,8 @@ class Teacher:
                 f"Teacher {self.name!r} ({type(config).__name__}) has no hidden states of tokens to learn from; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             )
+        if not self.layers:
+            raise TeacherError("model.comat.teacher.layers is empty; give a layer, such as -1, or several.")
         for layer in self.layers:
             if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
                 raise TeacherError(
@@ -186,13 +189,13 @@ class Teacher:
         new = [text for text in dict.fromkeys(texts) if (text, device) not in self._seen]
         for text, row in zip(new, self._embed(new, device)):
             self._seen[text, device] = row
-            self._seen_bytes += row.vectors.nbytes
+            self._seen_bytes += row.size
         for text in texts:
             self._seen.move_to_end((text, device))
         rows = [self._seen[text, device] for text in texts]
         while self._seen_bytes > MEMORY_BYTES:
             _, row = self._seen.popitem(last=False)
-            self._seen_bytes -= row.vectors.nbytes
+            self._seen_bytes -= row.size
         return rows
 
     def _embed(self, texts, device):
@@ -207,8 +210,9 @@ class Teacher:
             # places of the kept tokens, known here: nothing waits for the device
             places = [number * batch.shape[1] + p for number, i in enumerate(used) for p in kept[i]]
             packed = self._hidden(batch.to(device), attention.to(device)).flatten(0, 1)[torch.tensor(places).to(device)]
-        vectors = packed.split([len(row) for row in kept])
-        return [Embedded(v, ids[i][kept[i]], too_long[i]) for i, v in enumerate(vectors)]
+        # clones, so that a row which is dropped later gives its memory back
+        vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
+        return [Embedded(v, ids[i][kept[i]], too_long[i], v.nbytes + len(texts[i])) for i, v in enumerate(vectors)]
 
     def _token_ids(self, texts):
         if not texts:

@@ -99,9 +99,10 @@ def test_texts_seen_lately_are_not_embedded_again(monkeypatch):
     assert read == [2, 1]
     assert again.embeddings[1].equal(first.embeddings[0]) and again.token_id[0].equal(first.token_id[1])
     # with room for one text of three tokens, the batch is still whole and the memory stays within its bound
-    monkeypatch.setattr("nemo_comat.teacher.MEMORY_BYTES", 3 * 384 * 4)
+    room = 3 * 384 * 4 + len("the old boat")
+    monkeypatch.setattr("nemo_comat.teacher.MEMORY_BYTES", room)
     assert teacher.encode(["a dog", "the old boat"]).text_len.tolist() == [2, 3]
-    assert [text for text, _ in teacher._seen] == ["the old boat"] and teacher._seen_bytes == 3 * 384 * 4
+    assert [text for text, _ in teacher._seen] == ["the old boat"] and teacher._seen_bytes == room
 
 
 def test_dtype_is_the_weights_not_the_outputs():
@@ -134,6 +135,11 @@ def test_missing_file_in_a_folder(tmp_path):
 def test_layer_out_of_range(layers):
     with pytest.raises(TeacherError, match=r"teacher.layers has .*layers 0 \(word embeddings\) to 6, or -1"):
         _ = Teacher(NAME, layers=layers if isinstance(layers, (int, list)) else [layers]).dim
+
+
+def test_no_layer_at_all():
+    with pytest.raises(TeacherError, match="teacher.layers is empty; give a layer"):
+        _ = Teacher(NAME, layers=[]).dim
 
 
 def test_teacher_without_hidden_states(tmp_path):

@@ -33,9 +33,14 @@ def allow_init_from(arguments):
     return [f"++{argument}" if argument.startswith("init_from_") else argument for argument in arguments]
 
 
+def has_value(block, key):
+    """True where key is there, and neither ??? nor null."""
+    return not OmegaConf.is_missing(block, key) and block.get(key) is not None
+
+
 def has_data(dataset):
-    """True where a ``*_ds`` block names a source of data."""
-    return any(not OmegaConf.is_missing(dataset, key) and dataset.get(key) is not None for key in DATA_KEYS)
+    """True where a ``*_ds`` block, which may be null, names a source of data."""
+    return dataset is not None and any(has_value(dataset, key) for key in DATA_KEYS)
 
 
 def use_embedded_corpus(cfg):
@@ -53,7 +58,8 @@ def use_embedded_corpus(cfg):
                 OmegaConf.update(cfg, key, value, merge=False)
     logging.info(
         f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
-        f"own short schedule, {cfg.trainer.max_epochs} epochs; with your manifests the config's schedule stands."
+        f"own short schedule, {cfg.trainer.max_epochs} epochs or {cfg.trainer.max_time} (d:h:m:s) at most; with your "
+        "manifests the config's schedule stands."
     )
 
 
@@ -77,11 +83,13 @@ def prepare(cfg):
                 "too, or neither of them to train on the embedded corpus."
             )
         use_embedded_corpus(cfg)
-    elif OmegaConf.is_missing(cfg.model.validation_ds, "manifest_filepath"):
+    elif cfg.model.validation_ds is not None and not has_data(cfg.model.validation_ds):
         raise ConfigError(
-            "model.validation_ds.manifest_filepath is missing; give model.validation_ds.manifest_filepath=FILE."
+            "model.validation_ds.manifest_filepath is missing; give model.validation_ds.manifest_filepath=FILE, "
+            "or model.validation_ds=null to train without validation."
         )
-    if OmegaConf.is_missing(cfg.model.tokenizer, "dir") or cfg.model.tokenizer.dir is None:
+    # an aggregate tokenizer has a folder for each language instead
+    if "langs" not in cfg.model.tokenizer and not has_value(cfg.model.tokenizer, "dir"):
         manifest = cfg.model.train_ds.get("manifest_filepath") or "train.json"
         raise ConfigError(
             "model.tokenizer.dir is missing; build a tokenizer with `python examples/build_tokenizer.py "

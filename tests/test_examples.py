@@ -74,6 +74,14 @@ def test_own_manifests_keep_nemos_schedule(script, manifest):
     assert OmegaConf.to_yaml(cfg) == before and cfg.trainer.max_epochs == 1000
 
 
+def test_validation_and_tokenizer_may_be_given_in_nemos_other_ways(script, manifest):
+    cfg = composed("conformer_ctc_comat", f"model.train_ds.manifest_filepath={manifest}", "model.tokenizer.dir=x")
+    cfg.model.validation_ds = None
+    script.prepare(cfg)
+    cfg.model.tokenizer = {"type": "agg", "langs": {"en": {"dir": "x", "type": "bpe"}}}
+    script.prepare(cfg)
+
+
 def test_mistakes_get_one_sentence(script, manifest):
     train, dev = f"model.train_ds.manifest_filepath={manifest}", f"model.validation_ds.manifest_filepath={manifest}"
     for overrides, message in [

@@ -158,11 +158,11 @@ class ComatMixin:
 
     def load_state_dict(self, state_dict, strict=True, *args, **kwargs):
         """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off."""
-        ours = {key for key in self.state_dict() if key.startswith(COMAT_PREFIX)}
+        ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
         theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
         if ours and not theirs:
             logging.info("These weights are a plain CTC model's: the COMAT projection keeps its present values.")
-            state_dict = {**state_dict, **{key: self.state_dict()[key] for key in ours}}
+            state_dict = {**state_dict, **ours}
         if theirs and not ours:
             logging.info("COMAT is off in this model: the COMAT projection in these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}

@@ -1,0 +1,218 @@
+"""CUDA launcher of `monotonic_align`: chooses a plan by shape, compiles mas.cu for it with CuPy, launches it.
+
+The kernel runs on PyTorch's current stream, on PyTorch's memory; nothing here waits for the device, so that it can be
+captured in a CUDA graph once its plan has been compiled by a first call. mas.cu says how the kernel works.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ELEMENTS = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
+ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
+SOURCE = Path(__file__).with_name("mas.cu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one block shares out the work: its constants in mas.cu."""
+
+    columns: int  # tokens a lane
+    warps: int
+    frames: int  # frames a chunk, which is what one barrier and one copy serve
+    stages: int  # chunks in the ring
+
+    @property
+    def width(self):
+        """Tokens that a block takes at once; longer texts go in strips of it."""
+        return 32 * self.columns * self.warps
+
+
+# by width; the smallest that holds the text is taken, the last one in strips
+PLANS = (Plan(2, 1, 16, 4), Plan(2, 2, 16, 4), Plan(2, 4, 16, 4), Plan(4, 4, 16, 3), Plan(8, 4, 8, 3))
+COPIES = ("TEXT16", "TEXT4", "FRAMES4", "ELEMENTS")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One compiled kernel: a plan, a score type, how scores are copied, and whether the device copies asynchronously."""
+
+    plan: Plan
+    element: str
+    copy: str
+    asynchronous: bool
+
+    @property
+    def macro(self):
+        """Value of MAS_PLAN in mas.cu."""
+        plan, flag = self.plan, "true" if self.asynchronous else "false"
+        return f"{self.element},{plan.columns},{plan.warps},{plan.frames},{plan.stages},{self.copy},{flag}"
+
+    @property
+    def shared_bytes(self):
+        """Shared memory of a block without directions, as the head of mas.cu adds it up."""
+        plan = self.plan
+        paired = self.copy == "FRAMES4" and ELEMENT_BYTES[self.element] == 2
+        rows, cell = (plan.frames // 2, 4) if paired else (plan.frames, ELEMENT_BYTES[self.element])
+        ring = plan.warps * plan.stages * rows * (32 * plan.columns * cell + 16)
+        return ring + 4 * (plan.warps + 1) * 4 * plan.frames + 16
+
+    def direction_words(self, segs, tokens):
+        """32-bit words of directions an utterance: a bit a cell, tokens rounded up to whole warps."""
+        warp = 32 * self.plan.columns
+        return -(-segs // 32) * -(-tokens // warp) * warp
+
+
+@dataclass(frozen=True)
+class Device:
+    """What of a GPU decides on the plan."""
+
+    multiprocessors: int
+    shared_per_block: int  # bytes, the most that a kernel can ask for
+    shared_per_multiprocessor: int
+    capability: int  # 90 for sm_90
+
+
+def choose(score, device):
+    """Kernel instance for a score tensor [B, S, N], and whether its directions fit in shared memory."""
+    batch, segs, tokens = score.shape
+    element, copy = ELEMENTS[score.dtype], copy_of(score)
+    asynchronous = device.capability >= 80 and copy != "ELEMENTS"
+    instances = [Instance(plan, element, copy, asynchronous) for plan in PLANS]
+    fitting = [x for x in instances if x.shared_bytes <= device.shared_per_block]
+    instance = next((x for x in fitting if x.plan.width >= tokens), fitting[-1])
+    # as many blocks as an SM will get should live on it together; 1 KiB of each is the system's
+    blocks = min(-(-batch // device.multiprocessors), 4)
+    budget = min(device.shared_per_block, device.shared_per_multiprocessor // blocks - 1024)
+    together = instance.shared_bytes + 4 * instance.direction_words(segs, tokens)
+    return instance, together <= max(budget, 0)
+
+
+def copy_of(score):
+    """The widest way to read a score tensor that its strides and its address allow: one of `COPIES`."""
+    size = score.element_size()
+    # an axis of one has no stride
+    stride_b, stride_s, stride_n = (x * size if n > 1 else 0 for x, n in zip(score.stride(), score.shape))
+    if stride_n in (0, size) and (stride_n or score.shape[2] == 1):
+        for copy, unit in (("TEXT16", 16), ("TEXT4", 4)):
+            if all(x % unit == 0 for x in (score.data_ptr(), stride_b, stride_s)):
+                return copy
+    elif stride_s == size and all(x % 4 == 0 for x in (score.data_ptr(), stride_b, stride_n)):
+        return "FRAMES4"
+    return "ELEMENTS"
+
+
+def why_unavailable(device):
+    """Why the CUDA kernel cannot serve tensors on a device, in one sentence; None where it can."""
+    if device.type != "cuda":
+        return f"score is on {device.type}, not on a CUDA device; move it there, or use backend='auto'"
+    if torch.version.hip:
+        return "this PyTorch is built for ROCm, and the kernel needs CUDA"
+    return _why_no_cupy()
+
+
+@functools.cache
+def _why_no_cupy():
+    try:
+        import cupy  # noqa: F401
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); pip install cupy-cuda12x or cupy-cuda13x, as your CUDA is"
+    return None
+
+
+def align(score, seg_len, text_len):
+    """`monotonic_align` for score [B, S, N] on a CUDA device; see there. B, S and N are at least 1.
+
+    Raises:
+        RuntimeError: CuPy is missing, or mas.cu does not compile (with the compiler's log).
+    """
+    reason = why_unavailable(score.device)
+    if reason:
+        raise RuntimeError(f"backend 'cuda' cannot be used: {reason}")
+    return launch(_kernel, score, seg_len, text_len, _device(score.device.index))
+
+
+def launch(kernel, score, seg_len, text_len, device):
+    """Prepares the arguments and calls `kernel(instance, device index)(grid, block, arguments, shared_mem=bytes)`."""
+    if score.dtype not in ELEMENTS:
+        score = score.float()
+    if max(score.stride()[1:]) >= 2**31:
+        score = score.contiguous()
+    batch, segs, tokens = score.shape
+    seg_len, text_len = (_readable(x, score.device) for x in (seg_len, text_len))
+    instance, moves_shared = choose(score, device)
+
+    def workspace(size, dtype):
+        return torch.empty(size, dtype=dtype, device=score.device)
+
+    path = workspace((batch, segs), torch.int32)
+    words = instance.direction_words(segs, tokens)
+    moved = None if moves_shared else workspace(batch * words, torch.int32)
+    saved = workspace(batch * segs, torch.float32) if tokens > instance.plan.width else None
+    stride_b, stride_s, stride_n = score.stride()
+    arguments = (
+        _pointer(score),
+        np.int64(stride_b),
+        np.int32(stride_s),
+        np.int32(stride_n),
+        _pointer(seg_len),
+        np.int32(seg_len.element_size()),
+        _pointer(text_len),
+        np.int32(text_len.element_size()),
+        np.int32(segs),
+        np.int32(tokens),
+        _pointer(path),
+        _pointer(moved),
+        _pointer(saved),
+    )
+    shared = instance.shared_bytes + (4 * words if moves_shared else 0)
+    kernel(instance, score.device.index)((batch,), (32 * instance.plan.warps,), arguments, shared_mem=shared)
+    return path
+
+
+def _readable(lengths, device):
+    lengths = lengths.to(device)
+    return (lengths if lengths.dtype in (torch.int32, torch.int64) else lengths.long()).contiguous()
+
+
+def _pointer(tensor):
+    return np.uint64(0 if tensor is None else tensor.data_ptr())
+
+
+@functools.cache
+def _device(index):
+    import cupy
+
+    attributes = cupy.cuda.Device(index).attributes
+    return Device(
+        multiprocessors=attributes["MultiProcessorCount"],
+        shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
+        shared_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
+        capability=10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
+    )
+
+
+def _kernel(instance, index):
+    import cupy
+
+    def call(grid, block, arguments, *, shared_mem):
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
+        with cupy.cuda.Device(index), stream:
+            _compiled(instance, index)(grid, block, arguments, shared_mem=shared_mem)
+
+    return call
+
+
+@functools.cache
+def _compiled(instance, index):
+    import cupy
+
+    kernel = cupy.RawKernel(SOURCE.read_text(), "mas", ("--std=c++17", f"-DMAS_PLAN={instance.macro}"))
+    try:
+        kernel.max_dynamic_shared_size_bytes = _device(index).shared_per_block
+    except cupy.cuda.compiler.CompileException as error:
+        raise RuntimeError(f"mas.cu does not compile for MAS_PLAN={instance.macro}:\n{error}") from error
+    return kernel

@@ -317,7 +317,7 @@ __device__ __forceinline__ void monotonic_align(const Elem* score, long long str
         unsigned bits[COLUMNS];
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) q[c] = minus_infinity(), bits[c] = 0;
-        float ahead = strip && warp == 0 && lane < FRAMES ? saved[strip - 1 + lane] : 0.0f;
+        float ahead = strip && warp == 0 && lane < FRAMES && strip + lane <= segs ? saved[strip - 1 + lane] : 0.0f;
 
         const int begin = strip / FRAMES;
         ring.start_at(scores, column);

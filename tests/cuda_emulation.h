@@ -57,7 +57,6 @@ struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     State state = READY;
-    int priority = 0;
     unsigned exchanges = 0;
     std::vector<Copy> open_group;
     std::vector<std::vector<Copy>> groups;
@@ -81,15 +80,16 @@ struct Block {
     std::function<void()> kernel;
     ucontext_t scheduler;
     std::string error;
-    int current = 0, index = 0, strategy;
+    std::vector<uint64_t> priority;
+    int current = 0, index = 0;
+    bool in_order;
 
     Block(int block_index, int thread_count, int shared_bytes, uint64_t seed, Readable map, std::function<void()> body)
         : threads(thread_count), shared(new unsigned char[shared_bytes]), exchanged(thread_count * 2), random(seed),
-          readable(map), kernel(body), index(block_index) {
+          readable(map), kernel(body), priority((thread_count + 31) / 32), index(block_index), in_order(random() % 2) {
         // NaN, or a large finite number
         memset(shared.get(), seed & 1 ? 0xff : 0x7e, shared_bytes);
-        strategy = random() % 3;
-        for (Thread& thread : threads) thread.priority = random() % 1000;
+        for (uint64_t& first_come : priority) first_come = random();
     }
 
     Index thread_index() const { return {current}; }
@@ -106,29 +106,35 @@ struct Block {
         swapcontext(&threads[current].context, &scheduler);
     }
 
-    // Any ready thread; the ready thread that comes first in an order that changes now and then; or that order by warps.
-    int choose() {
+    // The next warp to run: any, or the one that comes first in an order that changes now and then, so that it runs as
+    // far ahead of the others as the barriers let it. -1 where no thread is ready.
+    int choose_warp() {
+        const int warps = (threads.size() + 31) / 32;
         int chosen = -1, seen = 0;
-        if (random() % 64 == 0) threads[random() % threads.size()].priority = random() % 1000;
-        for (int i = 0; i < (int)threads.size(); ++i) {
-            if (threads[i].state != READY) continue;
-            ++seen;
-            const int of = strategy == 2 ? i / 32 * 32 : i;
-            const int best = strategy == 2 ? chosen / 32 * 32 : chosen;
-            if (chosen < 0 || (strategy == 0 ? random() % seen == 0 : threads[of].priority > threads[best].priority)) chosen = i;
-        }
+        if (random() % 64 == 0) priority[random() % warps] = random();
+        for (int warp = 0; warp < warps; ++warp)
+            if (count(warp, READY) && (in_order ? chosen < 0 || priority[warp] > priority[chosen] : random() % ++seen == 0))
+                chosen = warp;
         return chosen;
     }
 
+    int count(int warp, State state) const {
+        int number = 0;
+        for (int i = 32 * warp; i < min(32 * warp + 32, (int)threads.size()); ++i) number += threads[i].state == state;
+        return number;
+    }
+
     void release(int begin, int end, State waiting) {
-        bool any = false;
-        for (int i = begin; i < end; ++i) {
-            if (threads[i].state == READY) return;
-            if (threads[i].state == waiting) any = true;
-            if (threads[i].state != waiting && (threads[i].state != DONE || waiting == AT_WARP_BARRIER)) return;
-        }
-        for (int i = begin; any && i < end; ++i)
+        for (int i = begin; i < end; ++i)
             if (threads[i].state == waiting) threads[i].state = READY;
+    }
+
+    void release_barriers(int warp) {
+        const int warps = (threads.size() + 31) / 32;
+        if (count(warp, AT_WARP_BARRIER) == 32) release(32 * warp, 32 * warp + 32, AT_WARP_BARRIER);
+        int waiting = 0, done = 0;
+        for (int i = 0; i < warps; ++i) waiting += count(i, AT_BLOCK_BARRIER), done += count(i, DONE);
+        if (waiting + done == (int)threads.size()) release(0, threads.size(), AT_BLOCK_BARRIER);
     }
 
     std::string run();
@@ -150,16 +156,16 @@ inline std::string Block::run() {
         thread.context.uc_stack.ss_size = STACK;
         makecontext(&thread.context, enter, 0);
     }
-    const int count = threads.size();
-    while (error.empty()) {
-        current = choose();
-        if (current < 0) break;
-        swapcontext(&scheduler, &threads[current].context);
-        const int warp = current / 32 * 32;
-        if (threads[current].state == AT_WARP_BARRIER) release(warp, min(warp + 32, count), AT_WARP_BARRIER);
-        if (threads[current].state != READY) release(0, count, AT_BLOCK_BARRIER);
+    for (int warp = choose_warp(); warp >= 0 && error.empty(); warp = choose_warp()) {
+        // its lanes in any order, now and then only some of them
+        const int first = random() % 32, step = random() % 2 ? 1 : 31, lanes = random() % 16 ? 32 : random() % 32 + 1;
+        for (int i = 0; i < lanes && error.empty(); ++i) {
+            current = 32 * warp + (first + i * step) % 32;
+            if (threads[current].state == READY) swapcontext(&scheduler, &threads[current].context);
+        }
+        release_barriers(warp);
     }
-    for (int i = 0; i < count && error.empty(); ++i) {
+    for (int i = 0; i < (int)threads.size() && error.empty(); ++i) {
         if (threads[i].state != DONE) error = "deadlock: thread " + std::to_string(i) + " waits for ever at a barrier";
         if (!threads[i].open_group.empty()) error = "thread " + std::to_string(i) + " ended with copies not committed";
     }

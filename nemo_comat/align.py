@@ -1,7 +1,7 @@
 """Align: monotonic alignment search between segments and text tokens.
 
-`monotonic_align` is the one entry; its backends are `cpu` (numba, serial, without the GIL) and `torch` (vectorised over
-batch and tokens, on any device). Both return the same path.
+`monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see align_cuda.py), `cpu` (numba,
+serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
 """
 
 import functools
@@ -10,6 +10,8 @@ import warnings
 
 import numpy as np
 import torch
+
+from . import align_cuda
 
 NEG_INF = float("-inf")
 
@@ -22,13 +24,16 @@ def monotonic_align(score, seg_len, text_len, *, backend="auto"):
     Args:
         score: [B, S, N] similarity, any float dtype, any strides; summed in float32, never written. NaN counts as -inf.
         seg_len, text_len: [B] valid segments / tokens, any integer dtype.
-        backend: "auto" (cpu for CPU tensors, torch for all others), "cpu" or "torch".
+        backend: "auto" (cuda for tensors on a CUDA device, cpu for CPU tensors, torch for all others and where CuPy or
+            numba is missing, with a warning), "cuda", "cpu" or "torch".
     Returns:
         [B, S] int32 on score's device: token index per segment; -1 on padding and on rows without a finite path (which
         holds all rows where seg_len < text_len or a length is 0). Ties stay on the current token.
     Raises:
         ValueError: score is not a 3-D float tensor, the lengths are not [B], a length is out of range (checked on CPU;
             on a GPU, where checking would wait for the device, such a row is all -1), or the backend is unknown.
+        RuntimeError: backend "cuda" for a tensor that is not on a CUDA device, without CuPy, or its kernel does not
+            compile or launch.
     Source: Glow-TTS, arXiv 2005.11129; the treatment of NaN, -inf and infeasible rows is ours.
     """
     _check(score, seg_len, text_len, backend)
@@ -51,17 +56,22 @@ def _check(score, seg_len, text_len, backend):
 
 
 def _align_auto(score, seg_len, text_len):
-    if score.device.type != "cpu":
-        return _align_torch(score, seg_len, text_len)
-    if importlib.util.find_spec("numba") is None:
-        _warn_without_numba()
-        return _align_torch(score, seg_len, text_len)
-    return _align_cpu(score, seg_len, text_len)
+    device = score.device.type
+    if device == "cuda":
+        reason = align_cuda.why_unavailable(score.device)
+        if reason:
+            _warn_of_torch(reason)
+        return (_align_torch if reason else align_cuda.align)(score, seg_len, text_len)
+    if device == "cpu":
+        if importlib.util.find_spec("numba"):
+            return _align_cpu(score, seg_len, text_len)
+        _warn_of_torch("numba is missing; pip install numba")
+    return _align_torch(score, seg_len, text_len)
 
 
 @functools.cache
-def _warn_without_numba():
-    warnings.warn("numba is missing: monotonic_align uses its slower torch backend; pip install numba", stacklevel=4)
+def _warn_of_torch(reason):
+    warnings.warn(f"monotonic_align uses its slower torch backend: {reason}", stacklevel=4)
 
 
 def _align_torch(score, seg_len, text_len):
@@ -143,4 +153,4 @@ def _align_batch(score, seg_len, text_len, path):
         path[b, 0] = token
 
 
-BACKENDS = {"auto": _align_auto, "cpu": _align_cpu, "torch": _align_torch}
+BACKENDS = {"auto": _align_auto, "cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}

@@ -321,7 +321,7 @@ __device__ __forceinline__ void monotonic_align(const Elem* score, long long str
 
         const int begin = strip / FRAMES;
         ring.start_at(scores, column);
-#pragma unroll
+#pragma unroll 1
         for (int stage = 0; stage < (ASYNC ? STAGES - 1 : 1); ++stage) {
             const int chunk = begin - warp + stage;
             const bool wanted = first <= chunk && chunk < last;

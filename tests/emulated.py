@@ -1,14 +1,20 @@
 """mas.cu on the CPU: g++ compiles it behind cuda_emulation.h, and its answers are compared with a plain recursion.
 
-As a program it runs random cases on every instance it is given, and is meant to run under AddressSanitizer:
-`LD_PRELOAD=$(g++ -print-file-name=libasan.so) python tests/emulated.py LIBRARY INSTANCES.json CASES`.
-It needs NumPy alone, so that it starts fast and nothing else is instrumented.
+As a program it checks instances, under AddressSanitizer, and that bugs planted in mas.cu are found:
+
+    python tests/emulated.py INSTANCES.json FOLDER CASES
+
+INSTANCES.json holds a list of {macro, columns, warps, element, copy, shared_bytes}; FOLDER receives the library and
+report.json. It needs NumPy alone, so that little else runs instrumented.
 """
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +23,49 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "nemo_comat" / "mas.cu"
 INF = float("inf")
 ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
+# ASan knows the stacks of threads, not those of fibers
+ASAN_OPTIONS = "detect_leaks=0:detect_stack_use_after_return=0"
+
+# what is planted: text of mas.cu, and what it is changed to
+PLANTED = {
+    "no barrier between turns": ("            __syncthreads();\n        }\n\n        if (!strip_follows)", "        }\n\n        if (!strip_follows)"),
+    "a wait that lets one group too many pass": ("wait_for_copies<STAGES - 1>", "wait_for_copies<STAGES>"),
+    "a copy that overwrites the chunk in use": ("next = chunk + (ASYNC ? STAGES - 1 : 1)", "next = chunk + (ASYNC ? STAGES : 1)"),
+    "no warp barrier after the wait": ("                __syncwarp();\n                const unsigned char* rows", "                const unsigned char* rows"),
+    "a barrier that one lane never reaches": ("                __syncwarp();\n                const unsigned char* rows", "                if (lane) __syncwarp();\n                const unsigned char* rows"),
+    "an edge too short for the warps' distance": ("SLOTS = 4 * FRAMES", "SLOTS = 2 * FRAMES"),
+    "a row past the last is read": ("s < scores.segs;", "s <= scores.segs;"),
+    "a column past the last is read": ("scores.tokens - n;", "scores.tokens + 1 - n;"),
+    "a saved column is read past its end": (" && strip + lane <= segs ?", " ?"),
+    "shared memory is overrun": ("(WARPS + 1) * SLOTS;\n", "(WARPS + 1) * SLOTS + 8;\n"),
+    "ties step": ("fmaxf(stay, minus_infinity()) - fmaxf(step, minus_infinity())", "-(fmaxf(step, minus_infinity()) - fmaxf(stay, minus_infinity()))"),
+    "NaN wins over a step": ("fmaxf(stay, minus_infinity()) - fmaxf", "fabsf(stay) - fmaxf"),
+    "the last word of directions is not aligned": ("bits[c] << (-done & 31)", "bits[c]"),
+    "infinite totals pass": ("== 0x7f800000u) {", "== 0x7f900000u) {"),
+}
 
 
-def build(macros, library, *, source=None, sanitize=True):
-    """Starts g++ on mas.cu with one entry for each MAS_PLAN in `macros`; the process to wait for."""
-    cases = "\n".join(
-        f"        case {i}: return run([&](auto... rest) {{ monotonic_align<{macro}>((const {macro.split(',')[0]}*)score, rest...); }});"
-        for i, macro in enumerate(macros)
-    )
+def build(macros, library, *, sources=("",), sanitize=True):
+    """Compiles mas.cu to a library with entry i for MAS_PLAN macros[i].
+
+    `sources` are whole texts instead of mas.cu, entry i from sources[i]; the same text is compiled once.
+    Raises subprocess.CalledProcessError where g++ fails.
+    """
+    if sources == ("",):
+        sources = [SOURCE.read_text()] * len(macros)
+    different = list(dict.fromkeys(sources))
+    spaces = "\n".join(f"namespace source_{i} {{\n{text}\n}}" for i, text in enumerate(different))
+    cases = ""
+    for i, (macro, source) in enumerate(zip(macros, sources)):
+        space, element = f"source_{different.index(source)}", macro.split(",")[0]
+        element = element if element == "float" else f"{space}::{element}"
+        in_space = macro.replace(macro.split(",")[0], element, 1).replace(macro.split(",")[5], f"{space}::{macro.split(',')[5]}")
+        cases += f"""
+        case {i}:
+            return run([&](auto... rest) {{ {space}::monotonic_align<{in_space}>((const {element}*)score, rest...); }});"""
     code = f"""
 #include "{HERE / "cuda_emulation.h"}"
-{source or SOURCE.read_text()}
+{spaces}
 extern "C" int emulate(int instance, int blocks, int threads, int shared_bytes, uint64_t seed, const void* low,
                        const unsigned char* allowed, long long bytes, char* message, const void* score, long long stride_b,
                        int stride_s, int stride_n, const void* seg_len, int seg_bytes, const void* text_len,
@@ -41,18 +79,15 @@ extern "C" int emulate(int instance, int blocks, int threads, int shared_bytes, 
         snprintf(message, 256, "%s", error.c_str());
         return (int)!error.empty();
     }};
-    switch (instance) {{
-{cases}
+    switch (instance) {{{cases}
     }}
     return -1;
 }}
 """
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
-    command = ["g++", "-std=c++17", "-O1", "-g1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", *flags]
-    process = subprocess.Popen([*command, "-x", "c++", "-", "-o", str(library)], stdin=subprocess.PIPE, text=True)
-    process.stdin.write(code)
-    process.stdin.close()
-    return process
+    flags = ["-fsanitize=address,alignment", "-fno-sanitize-recover=all"] if sanitize else []
+    # optimising would take longer than it saves
+    command = ["g++", "-std=c++17", "-O0", "-g1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", *flags]
+    subprocess.run([*command, "-x", "c++", "-", "-o", str(library)], input=code, text=True, check=True)
 
 
 class Emulator:
@@ -237,36 +272,77 @@ def run_case(emulator, index, instance, rng, *, batch, segs, tokens, kind, moves
     assert np.array_equal(memory.array(bits.dtype)[at], bits), "the scores were written to"
 
 
-def shapes_for(instance, rng):
+def random_shape(instance, rng):
     """(segs, tokens) that reach all of an instance: part of a warp, all warps, and strips."""
     width = 32 * instance["columns"] * instance["warps"]
-    tokens = int(rng.choice([1, 2, rng.integers(1, width + 1), width, width + 1, rng.integers(width + 1, 2 * width + 40)]))
-    segs = int(tokens * rng.choice([1, 1, 1.2, 2]) + rng.integers(0, 90))
+    tokens = int(rng.choice([1, 2, rng.integers(1, width + 1), rng.integers(1, width + 1), width, width + 1, width + 70]))
+    longest = 1.1 if tokens > 300 else 2.5
+    segs = int(tokens * rng.choice([1, rng.uniform(1, longest)]) + rng.choice([0, rng.integers(90)]))
     return segs, tokens
 
 
-def main(library, instances_file, cases):
-    emulator, instances = Emulator(library), json.loads(Path(instances_file).read_text())
-    count = 0
+def run_random_case(emulator, index, instance, case):
+    rng = np.random.default_rng((index, case))
+    segs, tokens = random_shape(instance, rng)
+    # half of the cases are as large as they get, so that wide plans are busy throughout
+    full = bool(rng.integers(2))
+    options = dict(kind=KINDS[(case + index) % len(KINDS)], moves_shared=bool(rng.integers(2)), full=full)
+    batch = 1 if segs * tokens > 20000 else 3
+    run_case(emulator, index, instance, rng, batch=batch, segs=segs, tokens=tokens, **options)
+
+
+def check_instances(emulator, instances, cases):
     for index, instance in enumerate(instances):
-        for case in range(int(cases)):
-            rng = np.random.default_rng((index, case))
-            segs, tokens = shapes_for(instance, rng)
-            batch = 1 if segs * tokens > 20000 else 3
-            kind = KINDS[(case + index) % len(KINDS)]
-            run_case(
-                emulator,
-                index,
-                instance,
-                rng,
-                batch=batch,
-                segs=segs,
-                tokens=tokens,
-                kind=kind,
-                moves_shared=bool((case + index) % 2),
-            )
-            count += 1
-    print(f"{count} cases on {len(instances)} instances: all as the recursion says")
+        for case in range(cases):
+            run_random_case(emulator, index, instance, case)
+    return f"{cases * len(instances)} cases on {len(instances)} instances: all as the recursion says"
+
+
+def check_planted(emulator, index, instance, cases=60):
+    """What finds a planted bug: the first case that fails, or that AddressSanitizer stops. None where nothing does."""
+    for case in range(cases):
+        log = tempfile.TemporaryFile("w+")
+        child = os.fork()
+        if not child:
+            os.dup2(log.fileno(), 2)
+            try:
+                run_random_case(emulator, index, instance, case)
+            except AssertionError as error:
+                print(f"{error}"[:300], file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            log.seek(0)
+            lines = [line for line in log.read().splitlines() if "ERROR" in line or "WARNING" not in line]
+            return f"case {case}: {lines[0] if lines else 'killed'}"
+    return None
+
+
+def main(instances_file, folder, cases):
+    instances = json.loads(Path(instances_file).read_text())
+    planted_in = next(x for x in instances if x["macro"].startswith("float,2,2,") and x["macro"].endswith("TEXT16,true"))
+    source, library, report = SOURCE.read_text(), Path(folder) / "emulated.so", Path(folder) / "report.json"
+    for name, (text, _) in PLANTED.items():
+        assert source.count(text) == 1, f"{name}: mas.cu has {source.count(text)} times {text!r}"
+    if "ASAN_OPTIONS" not in os.environ:
+        sources = [source] * len(instances) + [source.replace(*change) for change in PLANTED.values()]
+        began = time.time()
+        build([x["macro"] for x in instances + [planted_in] * len(PLANTED)], library, sources=sources)
+        print(f"built in {time.time() - began:.0f} s", flush=True)
+        runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        environment = dict(os.environ, LD_PRELOAD=runtime.stdout.strip(), ASAN_OPTIONS=ASAN_OPTIONS)
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    emulator = Emulator(library)
+    began = time.time()
+    planted = {
+        name: check_planted(emulator, len(instances) + i, planted_in) for i, name in enumerate(PLANTED)
+    }
+    print(*(f"planted: {name}: {found or 'NOT FOUND'}" for name, found in planted.items()), sep="\n", flush=True)
+    print(f"{time.time() - began:.0f} s", flush=True)
+    began = time.time()
+    said = check_instances(emulator, instances, int(cases))
+    print(f"{said}, in {time.time() - began:.0f} s")
+    report.write_text(json.dumps({"planted": planted, "cases": said}))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_bad_arguments_are_refused():
         monotonic_align(score, lengths(4, 4), lengths(3, 4))
     with pytest.raises(ValueError, match="seg_len must lie in"):
         monotonic_align(score, lengths(-1, 4), lengths(3, 3))
-    with pytest.raises(ValueError, match="backend must be one of auto, cpu, torch; got 'gpu'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, cuda, cpu, torch; got 'gpu'"):
         monotonic_align(score, lengths(4, 4), lengths(3, 3), backend="gpu")
 
 

@@ -26,7 +26,7 @@ def test_defaults_are_filled_in():
         ({"compress": {"labels": "viterbi"}}, "compress.labels must be one of greedy, forced; got 'viterbi'"),
         ({"compress": {"pool": "max"}}, "compress.pool must be one of avg, weighted, softmax; got 'max'"),
         ({"compress": {"blanks": True}}, "compress.blanks must be one of drop, keep"),
-        ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cpu, torch; got 'gpu'"),
+        ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
         ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),
         ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
         ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of float32, bfloat16, float16; got 'int8'"),

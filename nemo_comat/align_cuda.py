@@ -38,7 +38,7 @@ COPIES = ("TEXT16", "TEXT4", "FRAMES4", "ELEMENTS")
 
 @dataclass(frozen=True)
 class Instance:
-    """One compiled kernel: a plan, a score type, how scores are copied, and whether the device copies asynchronously."""
+    """One compiled kernel: a plan, the scores' type, how they are copied, and whether the device does so by itself."""
 
     plan: Plan
     element: str

@@ -2,21 +2,45 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import emulated
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
+CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance of the kernel
 
 
 def pytest_runtest_setup(item):
     if "gpu" in item.keywords and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    # these wait for a program that checks the CUDA kernel in the background
+    items.sort(key=lambda item: "emulated" in item.keywords)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulation_in_background(request, tmp_path_factory):
+    """tests/emulated.py, started before the first test where one of the session's tests waits for it: (process, folder)."""
+    if not emulated.available() or not any("emulated" in item.keywords for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("emulation")
+    instances = folder / "instances.json"
+    instances.write_text(json.dumps([emulated.as_json(instance) for instance in emulated.all_instances()]))
+    command = [sys.executable, str(ROOT / "tests" / "emulated.py"), str(instances), str(folder), CASES]
+    with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+        yield process, folder
+        process.kill()
 
 
 @pytest.fixture(scope="session")

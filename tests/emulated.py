@@ -11,6 +11,7 @@ report.json. It needs NumPy alone, so that little else runs instrumented.
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,21 +29,60 @@ ASAN_OPTIONS = "detect_leaks=0:detect_stack_use_after_return=0"
 
 # what is planted: text of mas.cu, and what it is changed to
 PLANTED = {
-    "no barrier between turns": ("            __syncthreads();\n        }\n\n        if (!strip_follows)", "        }\n\n        if (!strip_follows)"),
+    "no barrier between turns": (
+        "            __syncthreads();\n        }\n\n        if (!strip_follows)",
+        "        }\n\n        if (!strip_follows)",
+    ),
     "a wait that lets one group too many pass": ("wait_for_copies<STAGES - 1>", "wait_for_copies<STAGES>"),
-    "a copy that overwrites the chunk in use": ("next = chunk + (ASYNC ? STAGES - 1 : 1)", "next = chunk + (ASYNC ? STAGES : 1)"),
-    "no warp barrier after the wait": ("                __syncwarp();\n                const unsigned char* rows", "                const unsigned char* rows"),
-    "a barrier that one lane never reaches": ("                __syncwarp();\n                const unsigned char* rows", "                if (lane) __syncwarp();\n                const unsigned char* rows"),
+    "a copy that overwrites the chunk in use": (
+        "next = chunk + (ASYNC ? STAGES - 1 : 1)",
+        "next = chunk + (ASYNC ? STAGES : 1)",
+    ),
+    "no warp barrier after the wait": (
+        "                __syncwarp();\n                const unsigned char* rows",
+        "                const unsigned char* rows",
+    ),
+    "a barrier that one lane never reaches": (
+        "                __syncwarp();\n                const unsigned char* rows",
+        "                if (lane) __syncwarp();\n                const unsigned char* rows",
+    ),
     "an edge too short for the warps' distance": ("SLOTS = 4 * FRAMES", "SLOTS = 2 * FRAMES"),
     "a row past the last is read": ("s < scores.segs;", "s <= scores.segs;"),
     "a column past the last is read": ("scores.tokens - n;", "scores.tokens + 1 - n;"),
     "a saved column is read past its end": (" && strip + lane <= segs ?", " ?"),
     "shared memory is overrun": ("(WARPS + 1) * SLOTS;\n", "(WARPS + 1) * SLOTS + 8;\n"),
-    "ties step": ("fmaxf(stay, minus_infinity()) - fmaxf(step, minus_infinity())", "-(fmaxf(step, minus_infinity()) - fmaxf(stay, minus_infinity()))"),
+    "ties step": (
+        "fmaxf(stay, minus_infinity()) - fmaxf(step, minus_infinity())",
+        "-(fmaxf(step, minus_infinity()) - fmaxf(stay, minus_infinity()))",
+    ),
     "NaN wins over a step": ("fmaxf(stay, minus_infinity()) - fmaxf", "fabsf(stay) - fmaxf"),
     "the last word of directions is not aligned": ("bits[c] << (-done & 31)", "bits[c]"),
     "infinite totals pass": ("== 0x7f800000u) {", "== 0x7f900000u) {"),
 }
+
+
+def available():
+    return shutil.which("g++") is not None
+
+
+def all_instances():
+    """Every instance that the launcher can choose: on devices with asynchronous copies and without."""
+    from nemo_comat.align_cuda import COPIES, ELEMENTS, PLANS, Instance
+
+    return [
+        Instance(plan, element, copy, asynchronous)
+        for plan in PLANS
+        for element in ELEMENTS.values()
+        for copy in COPIES
+        for asynchronous in ([True, False] if copy != "ELEMENTS" else [False])
+    ]
+
+
+def as_json(instance):
+    """What this program needs to know of an instance."""
+    plan = {"columns": instance.plan.columns, "warps": instance.plan.warps}
+    rest = {"element": instance.element, "copy": instance.copy, "macro": instance.macro}
+    return {**plan, **rest, "shared_bytes": instance.shared_bytes}
 
 
 def build(macros, library, *, sources=("",), sanitize=True):
@@ -59,22 +99,27 @@ def build(macros, library, *, sources=("",), sanitize=True):
     for i, (macro, source) in enumerate(zip(macros, sources)):
         space, element = f"source_{different.index(source)}", macro.split(",")[0]
         element = element if element == "float" else f"{space}::{element}"
-        in_space = macro.replace(macro.split(",")[0], element, 1).replace(macro.split(",")[5], f"{space}::{macro.split(',')[5]}")
+        in_space = macro.replace(macro.split(",")[0], element, 1).replace(
+            macro.split(",")[5], f"{space}::{macro.split(',')[5]}"
+        )
         cases += f"""
         case {i}:
-            return run([&](auto... rest) {{ {space}::monotonic_align<{in_space}>((const {element}*)score, rest...); }});"""
+            return run([&](auto... rest) {{
+                {space}::monotonic_align<{in_space}>((const {element}*)score, rest...);
+            }});"""
     code = f"""
 #include "{HERE / "cuda_emulation.h"}"
 {spaces}
-extern "C" int emulate(int instance, int blocks, int threads, int shared_bytes, uint64_t seed, const void* low,
-                       const unsigned char* allowed, long long bytes, char* message, const void* score, long long stride_b,
-                       int stride_s, int stride_n, const void* seg_len, int seg_bytes, const void* text_len,
-                       int text_bytes, int max_segs, int max_tokens, int* path, unsigned* moved, float* saved) {{
+extern "C" int emulate(
+    int instance, int blocks, int threads, int shared_bytes, uint64_t seed, const void* low, const unsigned char* allowed,
+    long long bytes, char* message, const void* score, long long stride_b, int stride_s, int stride_n, const void* seg_len,
+    int seg_bytes, const void* text_len, int text_bytes, int max_segs, int max_tokens, int* path, unsigned* moved,
+    float* saved) {{
     auto run = [&](auto kernel) {{
         const std::string error = emulation::launch(
             blocks, threads, shared_bytes, seed, {{(const char*)low, allowed, bytes}}, [&] {{
-                kernel(stride_b, stride_s, stride_n, seg_len, seg_bytes, text_len, text_bytes, max_segs, max_tokens, path,
-                       moved, saved);
+                kernel(stride_b, stride_s, stride_n, seg_len, seg_bytes, text_len, text_bytes, max_segs, max_tokens,
+                       path, moved, saved);
             }});
         snprintf(message, 256, "%s", error.c_str());
         return (int)!error.empty();
@@ -197,7 +242,9 @@ def run_case(emulator, index, instance, rng, *, batch, segs, tokens, kind, moves
     size = ELEMENT_BYTES[element]
     score = random_scores(rng, kind, (batch, segs, tokens))
     seg_len = rng.integers(0, segs + 1, batch) if not full else np.full(batch, segs)
-    text_len = np.array([rng.integers(0, min(tokens, n + 1) + 1) for n in seg_len]) if not full else np.full(batch, tokens)
+    text_len = (
+        np.array([rng.integers(0, min(tokens, n + 1) + 1) for n in seg_len]) if not full else np.full(batch, tokens)
+    )
     for row in range(batch):
         if not full and rng.random() < 0.3:
             seg_len[row] = segs
@@ -219,9 +266,7 @@ def run_case(emulator, index, instance, rng, *, batch, segs, tokens, kind, moves
     else:
         stride_s, stride_n = -(-tokens // unit) * unit + room, 1
         stride_b = stride_s * segs + unit * rng.integers(0, 2)
-    at = (
-        np.arange(batch)[:, None, None] * stride_b + np.arange(segs)[:, None] * stride_s + np.arange(tokens) * stride_n
-    )
+    at = np.arange(batch)[:, None, None] * stride_b + np.arange(segs)[:, None] * stride_s + np.arange(tokens) * stride_n
     memory = Memory(size * (at.max() + 1), before=size * unit * (copy != "TEXT16") * rng.integers(0, 2))
     memory.array(bits.dtype)[at] = bits
     valid = (np.arange(segs)[:, None] < seg_len[:, None, None]) & (np.arange(tokens) < text_len[:, None, None])
@@ -260,7 +305,14 @@ def run_case(emulator, index, instance, rng, *, batch, segs, tokens, kind, moves
         saved.address if saved else 0,
     )
     emulator.launch(
-        index, batch, 32 * plan["warps"], shared, arguments, seed=int(rng.integers(2**31)), low=memory.address, allowed=allowed
+        index,
+        batch,
+        32 * plan["warps"],
+        shared,
+        arguments,
+        seed=int(rng.integers(2**31)),
+        low=memory.address,
+        allowed=allowed,
     )
     found = path.array(np.int32, (batch, segs))
     for row in range(batch):
@@ -275,7 +327,9 @@ def run_case(emulator, index, instance, rng, *, batch, segs, tokens, kind, moves
 def random_shape(instance, rng):
     """(segs, tokens) that reach all of an instance: part of a warp, all warps, and strips."""
     width = 32 * instance["columns"] * instance["warps"]
-    tokens = int(rng.choice([1, 2, rng.integers(1, width + 1), rng.integers(1, width + 1), width, width + 1, width + 70]))
+    tokens = int(
+        rng.choice([1, 2, rng.integers(1, width + 1), rng.integers(1, width + 1), width, width + 1, width + 70])
+    )
     longest = 1.1 if tokens > 300 else 2.5
     segs = int(tokens * rng.choice([1, rng.uniform(1, longest)]) + rng.choice([0, rng.integers(90)]))
     return segs, tokens
@@ -295,7 +349,7 @@ def check_instances(emulator, instances, cases):
     for index, instance in enumerate(instances):
         for case in range(cases):
             run_random_case(emulator, index, instance, case)
-    return f"{cases * len(instances)} cases on {len(instances)} instances: all as the recursion says"
+    return cases * len(instances)
 
 
 def check_planted(emulator, index, instance, cases=60):
@@ -320,7 +374,9 @@ def check_planted(emulator, index, instance, cases=60):
 
 def main(instances_file, folder, cases):
     instances = json.loads(Path(instances_file).read_text())
-    planted_in = next(x for x in instances if x["macro"].startswith("float,2,2,") and x["macro"].endswith("TEXT16,true"))
+    planted_in = next(
+        x for x in instances if x["macro"].startswith("float,2,2,") and x["macro"].endswith("TEXT16,true")
+    )
     source, library, report = SOURCE.read_text(), Path(folder) / "emulated.so", Path(folder) / "report.json"
     for name, (text, _) in PLANTED.items():
         assert source.count(text) == 1, f"{name}: mas.cu has {source.count(text)} times {text!r}"
@@ -334,15 +390,14 @@ def main(instances_file, folder, cases):
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     emulator = Emulator(library)
     began = time.time()
-    planted = {
-        name: check_planted(emulator, len(instances) + i, planted_in) for i, name in enumerate(PLANTED)
-    }
-    print(*(f"planted: {name}: {found or 'NOT FOUND'}" for name, found in planted.items()), sep="\n", flush=True)
-    print(f"{time.time() - began:.0f} s", flush=True)
+    planted = {name: check_planted(emulator, len(instances) + i, planted_in) for i, name in enumerate(PLANTED)}
+    for name, found in planted.items():
+        print(f"planted: {name}: {found or 'NOT FOUND'}")
+    print(f"looked for them in {time.time() - began:.0f} s", flush=True)
     began = time.time()
-    said = check_instances(emulator, instances, int(cases))
-    print(f"{said}, in {time.time() - began:.0f} s")
-    report.write_text(json.dumps({"planted": planted, "cases": said}))
+    count = check_instances(emulator, instances, int(cases))
+    print(f"{count} cases on {len(instances)} instances as the recursion says, in {time.time() - began:.0f} s")
+    report.write_text(json.dumps({"planted": planted, "cases": count, "instances": len(instances)}))
 
 
 if __name__ == "__main__":

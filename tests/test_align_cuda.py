@@ -1,0 +1,405 @@
+"""The CUDA aligner: its choices, launches on an emulated device, its source through NVRTC; and tests for a GPU."""
+
+import itertools
+import json
+import sys
+import threading
+import types
+import warnings
+
+import emulated
+import numpy as np
+import pytest
+import torch
+
+from nemo_comat import align, align_cuda, monotonic_align
+from nemo_comat.align_cuda import PLANS, Device, Instance, Plan
+
+H200 = Device(multiprocessors=132, shared_per_block=232448, shared_per_multiprocessor=233472, capability=90)
+RTX_3090 = Device(multiprocessors=82, shared_per_block=101376, shared_per_multiprocessor=102400, capability=86)
+T4 = Device(multiprocessors=40, shared_per_block=65536, shared_per_multiprocessor=65536, capability=75)
+DEVICES = {"H200": H200, "RTX 3090": RTX_3090, "T4": T4}
+COMPILER = "needs g++"
+
+
+def empty(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype)
+
+
+# --- choices ---
+
+
+def test_the_smallest_plan_that_holds_the_text_is_chosen():
+    for tokens, width in (
+        (1, 64),
+        (64, 64),
+        (65, 128),
+        (200, 256),
+        (400, 512),
+        (513, 1024),
+        (1024, 1024),
+        (4096, 1024),
+    ):
+        instance, _ = align_cuda.choose(empty(2, 10, tokens), H200)
+        assert instance.plan.width == width
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_every_shape_gets_a_plan_that_fits(device):
+    sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), align_cuda.ELEMENTS)
+    for batch, segs, tokens, dtype in sizes:
+        score = torch.empty(1, dtype=dtype).expand(batch, segs, tokens)
+        instance, moves_shared = align_cuda.choose(score, device)
+        words = instance.direction_words(segs, tokens)
+        assert words * 32 >= segs * tokens
+        assert instance.shared_bytes + (4 * words if moves_shared else 0) <= device.shared_per_block
+
+
+def test_directions_are_in_shared_memory_where_the_blocks_of_a_multiprocessor_fit_together():
+    assert align_cuda.choose(empty(64, 800, 200), H200)[1]
+    assert not align_cuda.choose(empty(32, 4096, 1024), H200)[1]
+    fits_alone = empty(16, 2000, 400), empty(264, 2000, 400)
+    assert [align_cuda.choose(score, H200)[1] for score in fits_alone] == [True, False]
+
+
+def test_the_copy_follows_strides_and_address():
+    def copy(score):
+        return align_cuda.copy_of(score)
+
+    assert copy(empty(2, 10, 8)) == "TEXT16"
+    assert copy(empty(2, 10, 6)) == "TEXT4"
+    assert copy(empty(2 * 10 * 8 + 1)[1:].view(2, 10, 8)) == "TEXT4"
+    assert copy(empty(2, 10, 16)[..., :5]) == "TEXT16"
+    assert copy(empty(2, 10, 6, dtype=torch.bfloat16)) == "TEXT4"
+    assert copy(empty(2, 10, 5, dtype=torch.bfloat16)) == "ELEMENTS"
+    assert copy(empty(2, 8, 10).transpose(1, 2)) == "FRAMES4"
+    assert copy(empty(2, 8, 10, dtype=torch.float16).transpose(1, 2)) == "FRAMES4"
+    assert copy(empty(2, 8, 11, dtype=torch.float16).transpose(1, 2)) == "ELEMENTS"
+    assert copy(empty(2, 10, 16)[..., ::2]) == "ELEMENTS"
+    assert copy(empty(1, 10, 1).expand(2, 10, 8)) == "FRAMES4"
+    assert copy(empty(1, 1, 1).expand(2, 10, 8)) == "ELEMENTS"
+    assert copy(empty(1, 10, 8).expand(2, 10, 8)) == "TEXT16"
+    assert copy(empty(2, 10, 1)) == "TEXT4"
+
+
+def test_asynchronous_copies_only_where_the_device_has_them():
+    score = empty(2, 10, 8)
+    assert align_cuda.choose(score, H200)[0].asynchronous and not align_cuda.choose(score, T4)[0].asynchronous
+    assert not align_cuda.choose(empty(2, 10, 16)[..., ::2], H200)[0].asynchronous
+
+
+# --- what cannot be had ---
+
+
+def test_the_cuda_backend_says_why_it_cannot_be_used(monkeypatch):
+    score, lengths = torch.zeros(1, 2, 2), torch.tensor([2])
+    with pytest.raises(RuntimeError, match="score is on cpu, not on a CUDA device; move it there"):
+        monotonic_align(score, lengths, lengths, backend="cuda")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    align_cuda._why_no_cupy.cache_clear()
+    try:
+        reason = align_cuda.why_unavailable(torch.device("cuda"))
+    finally:
+        align_cuda._why_no_cupy.cache_clear()
+    assert "CuPy cannot be imported" in reason and "pip install cupy-cuda12x" in reason
+
+
+def test_auto_without_cupy_takes_torch_on_the_gpu_and_warns_once(monkeypatch):
+    monkeypatch.setattr(align_cuda, "why_unavailable", lambda device: "CuPy cannot be imported")
+    monkeypatch.setattr(align, "_align_torch", lambda score, *lengths: "torch")
+    align._warn_of_torch.cache_clear()
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
+    with pytest.warns(UserWarning, match="slower torch backend: CuPy cannot be imported"):
+        assert align._align_auto(on_gpu, None, None) == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert align._align_auto(on_gpu, None, None) == "torch"
+
+
+def fake_cupy(monkeypatch, kernel):
+    """A CuPy of one H200 whose RawKernel is `kernel`; the launcher's caches are emptied before and after."""
+
+    class CompileException(Exception):
+        pass
+
+    class Nothing:
+        def __init__(self, *arguments):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    class OneDevice(Nothing):
+        attributes = {
+            "MultiProcessorCount": 132,
+            "MaxSharedMemoryPerBlockOptin": 232448,
+            "MaxSharedMemoryPerMultiprocessor": 233472,
+            "ComputeCapabilityMajor": 9,
+            "ComputeCapabilityMinor": 0,
+        }
+
+    compiler = types.SimpleNamespace(CompileException=CompileException)
+    cuda = types.SimpleNamespace(Device=OneDevice, ExternalStream=Nothing, compiler=compiler)
+    cupy = types.SimpleNamespace(cuda=cuda, RawKernel=kernel)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(align_cuda, "why_unavailable", lambda device: None)
+    for cached in (align_cuda._device, align_cuda._compiled):
+        cached.cache_clear()
+        monkeypatch.setattr(cached, "__wrapped__", cached.__wrapped__)
+    return cupy
+
+
+@pytest.fixture
+def clean_caches():
+    yield
+    align_cuda._device.cache_clear()
+    align_cuda._compiled.cache_clear()
+
+
+def test_a_failed_compile_raises_with_the_log(monkeypatch, clean_caches):
+    class Kernel:
+        def __setattr__(self, name, value):
+            raise cupy.cuda.compiler.CompileException("mas.cu(7): error: expected a ;")
+
+        def __init__(self, *arguments):
+            pass
+
+    cupy = fake_cupy(monkeypatch, Kernel)
+    lengths = torch.tensor([2])
+    with pytest.raises(RuntimeError, match=r"(?s)does not compile for MAS_PLAN=float,2,1,16,4.*expected a ;"):
+        monotonic_align(torch.zeros(1, 2, 2), lengths, lengths, backend="cuda")
+
+
+def test_a_failed_launch_raises(monkeypatch, clean_caches):
+    class Kernel:
+        def __init__(self, *arguments):
+            pass
+
+        def __call__(self, *arguments, **options):
+            raise OSError("CUDA_ERROR_INVALID_VALUE")
+
+    fake_cupy(monkeypatch, Kernel)
+    lengths = torch.tensor([2])
+    with pytest.raises(OSError, match="CUDA_ERROR_INVALID_VALUE"):
+        monotonic_align(torch.zeros(1, 2, 2), lengths, lengths, backend="cuda")
+
+
+# --- launches on an emulated device ---
+
+
+def launch_cases():
+    """(score, seg_len, text_len) that reach every way of copying, shared and global directions, and strips."""
+    torch.manual_seed(0)
+
+    def lengths(batch, segs, tokens):
+        text_len = torch.randint(0, tokens + 1, (batch,))
+        text_len[0] = min(segs, tokens)
+        seg_len = torch.cat((torch.tensor([segs]), torch.randint(0, segs + 1, (batch - 1,))))
+        return seg_len, text_len
+
+    text16 = torch.randn(3, 70, 40)
+    yield text16, *lengths(3, 70, 40)
+    yield torch.randn(3, 70, 39).half(), *(x.int() for x in lengths(3, 70, 39))
+    yield torch.randn(3, 40, 70).bfloat16().transpose(1, 2), *lengths(3, 70, 40)
+    yield torch.randn(2, 50, 20, dtype=torch.float64), *(x.short() for x in lengths(2, 50, 20))
+    yield torch.randn(2, 9, 500).transpose(1, 2), *lengths(2, 500, 9)
+    yield torch.randn(1, 300, 260)[:, :, ::2], *lengths(1, 300, 130)
+    yield torch.randn(1, 1060, 1040), torch.tensor([1060]), torch.tensor([1040])
+    yield torch.full((1, 1, 1), -7.0).expand(2, 12, 5), *lengths(2, 12, 5)
+
+
+@pytest.mark.skipif(not emulated.available(), reason=COMPILER)
+@pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
+def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, device):
+    cases = list(launch_cases())
+    # a device with little shared memory a multiprocessor keeps its directions in global memory
+    cramped = Device(device.multiprocessors, device.shared_per_block, 1024, device.capability)
+    chosen = {align_cuda.choose(s if s.dtype in align_cuda.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
+    instances = sorted(chosen, key=lambda x: x.macro)
+    emulated.build([x.macro for x in instances], tmp_path / "launched.so", sanitize=False)
+    emulator = emulated.Emulator(tmp_path / "launched.so")
+
+    def kernel(instance, index):
+        def call(grid, block, arguments, *, shared_mem):
+            emulator.launch(instances.index(instance), grid[0], block[0], shared_mem, arguments, seed=1)
+
+        return call
+
+    places = set()
+    for score, seg_len, text_len in cases:
+        wanted = monotonic_align(score, seg_len, text_len, backend="cpu")
+        for place in (device, cramped):
+            found = align_cuda.launch(kernel, score, seg_len, text_len, place)
+            assert found.dtype == torch.int32 and found.equal(wanted)
+            places.add(align_cuda.choose(score.float(), place)[1])
+    assert places == {True, False}
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(not emulated.available(), reason=COMPILER)
+def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation_in_background):
+    process, folder = emulation_in_background
+    assert process.wait() == 0, (folder / "log").read_text()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["instances"] == len(emulated.all_instances()) and report["cases"] >= report["instances"]
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(not emulated.available(), reason=COMPILER)
+@pytest.mark.parametrize("bug", emulated.PLANTED)
+def test_planted_bugs_are_found(emulation_in_background, bug):
+    process, folder = emulation_in_background
+    assert process.wait() == 0, (folder / "log").read_text()
+    assert json.loads((folder / "report.json").read_text())["planted"][bug], f"nothing found: {bug}"
+
+
+def test_the_recursion_of_the_emulation_agrees_with_the_cpu_backend():
+    rng = np.random.default_rng(0)
+    for case in range(200):
+        segs, tokens = rng.integers(1, 40), rng.integers(1, 30)
+        score = emulated.random_scores(rng, emulated.KINDS[case % len(emulated.KINDS)], (1, segs, tokens))
+        seg_len, text_len = rng.integers(0, segs + 1), rng.integers(0, tokens + 1)
+        found = monotonic_align(torch.tensor(score), torch.tensor([seg_len]), torch.tensor([text_len]), backend="cpu")
+        assert found[0].tolist() == emulated.recursion(score[0], seg_len, text_len).tolist()
+
+
+# --- the compiler ---
+
+WAYS = [(element, copy) for element in ("float", "Half", "Bfloat") for copy in align_cuda.COPIES]
+
+
+def compiled(instance, architecture):
+    """Size of the cubin that NVRTC makes of mas.cu for an instance."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
+    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-DMAS_PLAN={instance.macro}".encode()]
+    _, program = nvrtc.nvrtcCreateProgram(align_cuda.SOURCE.read_bytes(), b"mas.cu", 0, [], [])
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
+    log = b" " * size
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert int(result) == 0, log.decode()
+    return nvrtc.nvrtcGetCUBINSize(program)[1]
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.width} tokens")
+def test_nvrtc_compiles_every_plan(plan, architecture):
+    # the twelve ways of reading scores take turns
+    element, copy = WAYS[(PLANS.index(plan) * 7 + architecture // 5) % len(WAYS)]
+    instance = Instance(plan, element, copy, architecture >= 80 and copy != "ELEMENTS")
+    assert compiled(instance, f"sm_{architecture}") > 0
+
+
+def test_what_does_not_compile_is_noticed():
+    with pytest.raises(AssertionError, match="no such plan"):
+        compiled(Instance(Plan(2, 1, 16, 1), "float", "TEXT16", True), "sm_90")
+
+
+# --- on a GPU ---
+
+
+def random_batches(count, seed=0):
+    rng = np.random.default_rng(seed)
+    for case in range(count):
+        batch, segs, tokens = rng.integers(1, 9), rng.integers(1, 300), rng.integers(1, 300)
+        score = emulated.random_scores(rng, emulated.KINDS[case % len(emulated.KINDS)], (batch, segs, tokens))
+        seg_len = torch.tensor(rng.integers(0, segs + 1, batch))
+        text_len = torch.tensor(rng.integers(0, np.minimum(tokens, seg_len + 1) + 1))
+        score = torch.tensor(score).to((torch.float32, torch.float16, torch.bfloat16)[case % 3])
+        if case % 4 == 1:
+            score = score.transpose(1, 2).contiguous().transpose(1, 2)
+        if case % 4 == 2:
+            score = torch.stack((score, score), -1)[..., 0]
+        yield score, seg_len, text_len
+
+
+@pytest.fixture
+def cupy():
+    return pytest.importorskip("cupy")
+
+
+def to_gpu(tensor):
+    """On the GPU with the same strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda").copy_(tensor)
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu_on_random_batches(cupy):
+    for score, *lengths in random_batches(10000):
+        found = monotonic_align(to_gpu(score), *(x.cuda() for x in lengths), backend="cuda")
+        assert found.cpu().equal(monotonic_align(score, *lengths, backend="cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(4, 800, 200), (2, 2000, 400), (2, 4096, 1024), (1, 9000, 4500), (1, 65536, 60), (65535, 3, 2)]
+)
+def test_cuda_equals_cpu_on_large_shapes(cupy, shape):
+    torch.manual_seed(0)
+    score, lengths = torch.randn(shape), [torch.full(shape[:1], n) for n in shape[1:]]
+    found = monotonic_align(score.cuda(), *(x.cuda() for x in lengths), backend="cuda")
+    assert found.cpu().equal(monotonic_align(score, *lengths, backend="cpu"))
+
+
+@pytest.mark.gpu
+def test_cuda_graph_side_stream_and_no_sync(cupy):
+    score, seg_len, text_len = torch.randn(4, 100, 30), torch.tensor([100, 80, 30, 7]), torch.tensor([30, 9, 30, 8])
+    wanted = monotonic_align(score, seg_len, text_len, backend="cpu")
+    there = [x.cuda() for x in (torch.zeros_like(score), seg_len, text_len)]
+    monotonic_align(*there)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            there[0].copy_(score.cuda(non_blocking=True))
+            on_side = monotonic_align(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert on_side.cpu().equal(wanted)
+    there[0].zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = monotonic_align(*there)
+    there[0].copy_(score)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert captured.cpu().equal(wanted)
+
+
+@pytest.mark.gpu
+def test_cuda_on_a_second_device(cupy):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    score, seg_len, text_len = torch.randn(2, 50, 20), torch.tensor([50, 30]), torch.tensor([20, 9])
+    found = monotonic_align(*(x.to("cuda:1") for x in (score, seg_len, text_len)))
+    assert found.device == torch.device("cuda:1")
+    assert found.cpu().equal(monotonic_align(score, seg_len, text_len))
+
+
+def test_threads_launch_side_by_side(monkeypatch, clean_caches):
+    """Compiling and launching from several threads at once reaches the kernel with each thread's own arguments."""
+    seen = []
+
+    class Kernel:
+        def __init__(self, *arguments):
+            pass
+
+        def __call__(self, grid, block, arguments, shared_mem):
+            seen.append((grid[0], int(arguments[9])))
+
+    fake_cupy(monkeypatch, Kernel)
+
+    def run(tokens):
+        lengths = torch.ones(tokens, dtype=torch.long)
+        monotonic_align(torch.zeros(tokens, 4, tokens), lengths, lengths, backend="cuda")
+
+    threads = [threading.Thread(target=run, args=(tokens,)) for tokens in range(1, 5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(seen) == [(tokens, tokens) for tokens in range(1, 5)]

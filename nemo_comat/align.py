@@ -117,7 +117,10 @@ def _compiled():
     # numba takes a second to import; those who only use the torch backend do not pay for it
     from numba import njit
 
-    return njit(nogil=True, cache=True)(_align_batch)
+    try:
+        return njit(nogil=True, cache=True)(_align_batch)
+    except RuntimeError:  # there is no folder that numba can write its cache to
+        return njit(nogil=True)(_align_batch)
 
 
 def _align_batch(score, seg_len, text_len, path):

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def emulation_in_background(request, tmp_path_factory):
-    """tests/emulated.py, started before the first test where one of the session's tests waits for it: (process, folder)."""
+    """tests/emulated.py, started before the first test if one of them waits for it: (process, folder)."""
     if not emulated.available() or not any("emulated" in item.keywords for item in request.session.items):
         yield None
         return

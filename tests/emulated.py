@@ -111,10 +111,10 @@ def build(macros, library, *, sources=("",), sanitize=True):
 #include "{HERE / "cuda_emulation.h"}"
 {spaces}
 extern "C" int emulate(
-    int instance, int blocks, int threads, int shared_bytes, uint64_t seed, const void* low, const unsigned char* allowed,
-    long long bytes, char* message, const void* score, long long stride_b, int stride_s, int stride_n, const void* seg_len,
-    int seg_bytes, const void* text_len, int text_bytes, int max_segs, int max_tokens, int* path, unsigned* moved,
-    float* saved) {{
+    int instance, int blocks, int threads, int shared_bytes, uint64_t seed, const void* low,
+    const unsigned char* allowed, long long bytes, char* message, const void* score, long long stride_b, int stride_s,
+    int stride_n, const void* seg_len, int seg_bytes, const void* text_len, int text_bytes, int max_segs,
+    int max_tokens, int* path, unsigned* moved, float* saved) {{
     auto run = [&](auto kernel) {{
         const std::string error = emulation::launch(
             blocks, threads, shared_bytes, seed, {{(const char*)low, allowed, bytes}}, [&] {{

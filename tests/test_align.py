@@ -1,12 +1,18 @@
 """Monotonic alignment search: every backend against brute force, a planted path, and the contract's corner cases."""
 
+import os
+import subprocess
+import sys
+import threading
+import time
 from itertools import combinations
 
+import numba
 import numpy as np
 import pytest
 import torch
 
-from nemo_comat import monotonic_align
+from nemo_comat import align, monotonic_align
 
 BACKENDS = ["cpu", "torch"]
 INF = float("inf")
@@ -168,9 +174,60 @@ def test_bad_arguments_are_refused():
         monotonic_align(score, lengths(4, 4), lengths(3, 3), backend="gpu")
 
 
+def test_the_cpu_backend_is_compiled_once_for_all_processes():
+    monotonic_align(torch.zeros(1, 2, 2), lengths(2), lengths(2), backend="cpu")
+    code = (
+        "import torch; from nemo_comat import align; two = torch.tensor([2]);"
+        "align.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
+        "print(sum(align._compiled().stats.cache_hits.values()))"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+def test_the_cpu_backend_works_where_nothing_can_be_cached(monkeypatch):
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert align._compiled.__wrapped__() is align._align_batch
+
+
+def test_threads_share_the_cpu_backend():
+    torch.manual_seed(0)
+    scores, seg_len, text_len = torch.randn(4, 8, 200, 60), torch.full((8,), 200), torch.full((8,), 60)
+    wanted = [monotonic_align(score, seg_len, text_len, backend="torch") for score in scores]
+    found, together = [None] * 4, threading.Barrier(4)
+
+    def run(i):
+        together.wait()
+        found[i] = [monotonic_align(scores[i], seg_len, text_len, backend="cpu") for _ in range(20)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert all(path.equal(wanted[i]) for i in range(4) for path in found[i])
+
+
+def test_the_cpu_backend_lets_other_threads_run():
+    score, seg_len, text_len = torch.zeros(64, 2000, 400), torch.full((64,), 2000), torch.full((64,), 400)
+    monotonic_align(score[:1], seg_len[:1], text_len[:1], backend="cpu")
+    thread = threading.Thread(target=monotonic_align, args=(score, seg_len, text_len), kwargs={"backend": "cpu"})
+    thread.start()
+    began, longest, last = time.perf_counter(), 0, time.perf_counter()
+    while thread.is_alive():
+        time.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    # with the lock held, one wait would be as long as the whole call
+    assert longest < (last - began) / 2
+
+
 @pytest.mark.gpu
 def test_torch_backend_on_a_gpu_equals_cpu():
     torch.manual_seed(0)
     score, seg_len, text_len = torch.randn(8, 50, 20), torch.randint(0, 51, (8,)), torch.randint(0, 21, (8,))
-    there = monotonic_align(score.cuda(), seg_len.cuda(), text_len.cuda())
+    there = monotonic_align(score.cuda(), seg_len.cuda(), text_len.cuda(), backend="torch")
     assert there.is_cuda and there.cpu().equal(monotonic_align(score, seg_len, text_len))

@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nemo_comat*"]),
+    package_data={"nemo_comat": ["*.cu"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "nemo_toolkit[asr]>=2.7,<4",
@@ -28,6 +29,7 @@ setup(
         "cuda12": ["cupy-cuda12x"],
         "cuda13": ["cupy-cuda13x"],
         "demo": ["matplotlib"],
-        "test": ["matplotlib", "pytest", "ruff"],
+        "bench": ["matplotlib", "monotonic-alignment-search"],
+        "test": ["cuda-bindings", "matplotlib", "nvidia-cuda-nvrtc", "pytest", "ruff"],
     },
 )

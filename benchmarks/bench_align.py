@@ -3,18 +3,20 @@
     python benchmarks/bench_align.py                       # the shapes of the README, on the GPU where there is one
     python benchmarks/bench_align.py --shapes 64,800,200 --dtype bfloat16 --layout frames --device cpu
 
-Each contestant gets scores in the layout that it wants, prepared outside the clock, in inputs that take turns; contestants
-take turns too, and the median counts. What a peer copies between devices, or before it overwrites its input, is inside the
-clock. An answer is checked twice: the path is monotonic from the first token to the last, and its total is as high as the
-best contestant's. On a GPU times are CUDA events around many calls; on a CPU read the ratios, not the times.
+Each contestant gets scores in the layout that it wants, prepared outside the clock, in inputs that take turns;
+contestants take turns too, and the median counts. What a peer copies between devices, or before it overwrites its
+input, is inside the clock. An answer is checked twice: the path is monotonic from the first token to the last, and its
+total is as high as the best contestant's. On a GPU times are CUDA events around many calls; on a CPU read the ratios,
+not the times.
 
-Peers: monotonic-alignment-search (PyPI), NeMo's b_mas (numba, all cores), Super-MAS (Triton, where it is importable), and on
-a CPU mas_avx2.cpp, one thread of C++ as yardstick for the cpu backend.
+Peers: monotonic-alignment-search (PyPI), NeMo's b_mas (numba, all cores), Super-MAS (Triton, where it is importable),
+and on a CPU mas_avx2.cpp, one thread of C++ as yardstick for the cpu backend.
 """
 
 import argparse
 import ctypes
 import functools
+import itertools
 import json
 import os
 import platform
@@ -37,7 +39,7 @@ SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 409
 
 @dataclass
 class Contestant:
-    """One implementation: `run(prepare(score, seg_len, text_len))` aligns, `read` makes [B, S] tokens of what it gives."""
+    """One implementation: `run(prepare(score, seg_len, text_len))` aligns, `read` makes [B, S] tokens of its answer."""
 
     name: str
     prepare: callable
@@ -120,25 +122,27 @@ def super_mas():
 
 
 def contestants(device):
-    """Those that can run on a device, and a line for each that cannot."""
-    found, missing = [], []
-    makers = {"monotonic-alignment-search": pypi, "NeMo b_mas": nemo, "Super-MAS": super_mas}
+    """Those that can run on a device, the first one the reference of all ratios; and why others cannot, by name."""
+    peers = {"monotonic-alignment-search": pypi, "NeMo b_mas": nemo, "Super-MAS": super_mas}
+    found, missing = [], {}
     if device.type == "cuda":
         reason = align_cuda.why_unavailable(device)
-        makers = {**({} if reason else {"cuda": lambda: ours("cuda")}), "torch": lambda: ours("torch"), **makers}
-        missing += [f"nemo_comat cuda: {reason}"] if reason else []
+        if reason:
+            missing["nemo_comat cuda"] = reason
+        found = [ours(backend) for backend in (["torch"] if reason else ["cuda", "torch"])]
     else:
-        makers = {"cpu": lambda: ours("cpu"), "torch": lambda: ours("torch"), "C++ AVX2": avx2, **makers}
-        del makers["Super-MAS"]
-        missing.append("Super-MAS: needs a GPU")
-        if "avx2" not in Path("/proc/cpuinfo").read_text() or not shutil.which("g++"):
-            del makers["C++ AVX2"]
-            missing.append("C++ AVX2: needs g++ and a processor with AVX2")
-    for name, maker in makers.items():
+        found = [ours("cpu"), ours("torch")]
+        del peers["Super-MAS"]
+        missing["Super-MAS"] = "needs a GPU"
+        if shutil.which("g++") and "avx2" in Path("/proc/cpuinfo").read_text():
+            found.append(avx2())
+        else:
+            missing["C++ AVX2"] = "needs g++ and a processor with AVX2"
+    for name, maker in peers.items():
         try:
             found.append(maker())
         except ImportError as error:
-            missing.append(f"{name}: {error}")
+            missing[name] = str(error)
     return found, missing
 
 
@@ -168,95 +172,99 @@ def copy_bandwidth(device):
 
 
 def total(score, path):
-    """Sums of the scores along each path, in float64, and which paths are monotonic from the first token to the last."""
+    """Each path's sum of scores, in float64, and whether it is monotonic from the first token to the last."""
     tokens, path = score.shape[2], path.long()
     steps = path.diff(dim=1)
     valid = (path[:, 0] == 0) & (path[:, -1] == tokens - 1) & ((steps == 0) | (steps == 1)).all(1)
     return score.gather(2, path.clamp(0, tokens - 1)[..., None])[..., 0].double().sum(1), valid
 
 
-def memory_left():
+def memory_left(device):
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def bench(shape, device, dtype, layout, rounds):
-    """Rows {contestant, seconds, …} for one shape."""
+def random_inputs(shape, device, dtype, layout):
+    """Up to four (score, seg_len, text_len), full rows, to take turns; one that no cache can hold is enough."""
     batch, segs, tokens = shape
     size = batch * segs * tokens * dtype.itemsize
-    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_left()
-    # inputs that take turns, more than a cache holds where memory lasts
-    count = max(1, min(4, int(left / 4 // size)))
+    count = 1 if size >= 1 << 28 else max(1, min(4, memory_left(device) // 4 // size))
     generator = torch.Generator(device).manual_seed(0)
+    lengths = [torch.full((batch,), n, device=device) for n in (segs, tokens)]
+    for _ in range(count):
+        score = torch.randn(shape, generator=generator, device=device).to(dtype)
+        yield score if layout == "text" else score.transpose(1, 2).contiguous().transpose(1, 2), *lengths
 
-    def scores():
-        drawn = torch.randn(shape, generator=generator, device=device).to(dtype)
-        return drawn.transpose(1, 2).contiguous().transpose(1, 2) if layout == "frames" else drawn
 
-    seg_len, text_len = (torch.full((batch,), n, device=device) for n in (segs, tokens))
-    pool = [scores() for _ in range(count)]
-    moved = size + 4 * batch * segs
-    field, missing = contestants(device)
-    rows = [{"shape": shape, "contestant": line.split(":")[0], "skipped": line.split(": ", 1)[1]} for line in missing]
+def measure(field, pool, device, rounds):
+    """Answers and seconds of a call of each contestant, measured in turns: [(contestant, answers, times)]."""
     ready = []
     for contestant in field:
-        if contestant.arrays * batch * segs * tokens * 4 + count * size > left * 0.8:
-            rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
-            continue
-        # the pool of a peer in its own layout takes memory as well; one input has to do where it is short
-        prepared = [contestant.prepare(x, seg_len, text_len) for x in (pool if size < 1 << 28 else pool[:1])]
+        prepared = [contestant.prepare(*inputs) for inputs in pool]
         answers = [contestant.read(contestant.run(inputs)) for inputs in prepared]
-        once = clock(device, lambda run=contestant.run, inputs=prepared[0]: run(inputs))
-        row = {"shape": shape, "contestant": contestant.name, "answers": answers, "times": []}
-        row["calls"] = max(1, int(0.02 / max(once, 1e-6)))
-        ready.append((contestant, prepared, row))
+        once = clock(device, functools.partial(contestant.run, prepared[0]))
+        calls = max(1, int(0.02 / max(once, 1e-6)))
+        ready.append((contestant, prepared, answers, calls, rounds if once < 1 else min(rounds, 3), []))
     for turn in range(rounds):
-        for contestant, prepared, row in ready:
-            inputs = iter(prepared[turn % len(prepared) :] + prepared[: turn % len(prepared)])
-            order = list(inputs)
-            calls = iter(range(1 << 30))
-            row["times"].append(clock(device, lambda: contestant.run(order[next(calls) % len(order)]), row["calls"]))  # noqa: B023
-    best = []
-    for i, score in enumerate(pool):
-        totals = [total(score, row["answers"][i]) for _, _, row in ready if i < len(row["answers"])]
-        best.append(torch.stack([t.masked_fill(~valid, float("-inf")) for t, valid in totals]).max(0).values)
-    for _, _, row in ready:
-        checked = [(*total(score, answer), top) for score, answer, top in zip(pool, row.pop("answers"), best)]
-        times = row.pop("times")
-        row.update(
-            seconds=statistics.median(times),
-            spread=(max(times) - min(times)) / statistics.median(times),
-            valid=all(bool(valid.all()) for _, valid, _ in checked),
-            # totals differ by rounding in float32: a path is as good as the best within that
-            optimal=all(bool((t >= top - 1e-5 * segs).all()) for t, _, top in checked),
-            gigabytes=moved / 1e9,
-            share_of_copy_bandwidth=moved / statistics.median(times) / copy_bandwidth(device),
-        )
+        for contestant, prepared, _, calls, its_rounds, times in ready:
+            if turn < its_rounds:
+                inputs = itertools.cycle(prepared[turn % len(pool) :] + prepared[: turn % len(pool)])
+                times.append(clock(device, lambda run=contestant.run, turns=inputs: run(next(turns)), calls))
+    return [(contestant, answers, times) for contestant, _, answers, _, _, times in ready]
+
+
+def judge(pool, answers_of_all):
+    """For each contestant whether all its paths are valid, and whether they are as good as the best one's."""
+    judged = [[True, True] for _ in answers_of_all]
+    for score, *answers in zip((inputs[0] for inputs in pool), *answers_of_all):
+        totals = [total(score, answer) for answer in answers]
+        best = torch.stack([sums.masked_fill(~valid, float("-inf")) for sums, valid in totals]).max(0).values
+        for verdict, (sums, valid) in zip(judged, totals):
+            verdict[0] &= bool(valid.all())
+            # float32 totals are rounded: a path is as good as the best within that
+            verdict[1] &= bool((sums >= best - 1e-5 * score.shape[1]).all())
+    return judged
+
+
+def bench(shape, device, dtype, layout, rounds):
+    """Rows {shape, contestant, seconds, …} or {shape, contestant, skipped} for one shape."""
+    batch, segs, tokens = shape
+    left, cells = memory_left(device), batch * segs * tokens
+    pool = list(random_inputs(shape, device, dtype, layout))
+    taken = len(pool) * cells * dtype.itemsize
+    field, missing = contestants(device)
+    rows = [{"shape": shape, "contestant": name, "skipped": why} for name, why in missing.items()]
+    for contestant in list(field):
+        if contestant.arrays * cells * 4 + taken > 0.8 * left:
+            field.remove(contestant)
+            rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
+    measured = measure(field, pool, device, rounds)
+    moved = cells * dtype.itemsize + 4 * batch * segs
+    for (contestant, _, times), (valid, optimal) in zip(measured, judge(pool, [answers for _, answers, _ in measured])):
+        seconds = statistics.median(times)
+        row = {"shape": shape, "contestant": contestant.name, "seconds": seconds, "valid": valid, "optimal": optimal}
+        row["ratio"] = seconds / statistics.median(measured[0][2])
+        row["spread"] = (max(times) - min(times)) / seconds
+        row["bytes"] = moved
+        row["share_of_copy_bandwidth"] = moved / seconds / copy_bandwidth(device)
         rows.append(row)
-    reference = next(row["seconds"] for row in rows if "seconds" in row)
-    for row in rows:
-        if "seconds" in row:
-            row["times_ours"] = row["seconds"] / reference
     return rows
 
 
 def table(rows, on_gpu):
-    """The rows as Markdown."""
-    time_of = "time" if on_gpu else "time (see ratio)"
-    lines = [
-        f"| B, S, N | contestant | {time_of} | ratio | valid | optimal | share of copy bandwidth |",
-        "|---" * 7 + "|",
-    ]
+    """The rows as Markdown; times on a GPU, on a CPU only what they are to the first contestant's."""
+    time_of = "time | " if on_gpu else ""
+    head = f"| B, S, N | contestant | {time_of}ratio | valid | optimal | share of copy bandwidth |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in rows:
-        shape = ", ".join(str(n) for n in row["shape"])
+        start = f"| {', '.join(str(n) for n in row['shape'])} | {row['contestant']} |"
         if "skipped" in row:
-            lines.append(f"| {shape} | {row['contestant']} | skipped: {row['skipped']} | | | | |")
+            lines.append(f"{start} skipped: {row['skipped']} {'| ' * (head.count('|') - 3)}")
             continue
-        seconds = f"{row['seconds'] * 1e6:.0f} us" if row["seconds"] < 1e-2 else f"{row['seconds'] * 1e3:.0f} ms"
-        good = ("yes" if row[key] else "NO" for key in ("valid", "optimal"))
-        lines.append(
-            f"| {shape} | {row['contestant']} | {seconds} | {row['times_ours']:.2f} | {' | '.join(good)} "
-            f"| {row['share_of_copy_bandwidth']:.1%} |"
-        )
+        seconds = f" {row['seconds'] * 1e6:.1f} us |" if on_gpu else ""
+        good = " | ".join("yes" if row[key] else "NO" for key in ("valid", "optimal"))
+        lines.append(f"{start}{seconds} {row['ratio']:.2f} | {good} | {row['share_of_copy_bandwidth']:.1%} |")
     return "\n".join(lines)
 
 

@@ -117,7 +117,7 @@ def test_auto_without_cupy_takes_torch_on_the_gpu_and_warns_once(monkeypatch):
 
 
 def fake_cupy(monkeypatch, kernel):
-    """A CuPy of one H200 whose RawKernel is `kernel`; the launcher's caches are emptied before and after."""
+    """A CuPy of one H200 whose RawKernel is `kernel`."""
 
     class CompileException(Exception):
         pass
@@ -147,14 +147,12 @@ def fake_cupy(monkeypatch, kernel):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr(align_cuda, "why_unavailable", lambda device: None)
-    for cached in (align_cuda._device, align_cuda._compiled):
-        cached.cache_clear()
-        monkeypatch.setattr(cached, "__wrapped__", cached.__wrapped__)
     return cupy
 
 
 @pytest.fixture
 def clean_caches():
+    """What the launcher has learnt of a fake CuPy is forgotten."""
     yield
     align_cuda._device.cache_clear()
     align_cuda._compiled.cache_clear()
@@ -188,6 +186,29 @@ def test_a_failed_launch_raises(monkeypatch, clean_caches):
         monotonic_align(torch.zeros(1, 2, 2), lengths, lengths, backend="cuda")
 
 
+def test_threads_launch_side_by_side(monkeypatch, clean_caches):
+    """Compiling and launching from several threads at once reaches the kernel with each thread's own arguments."""
+    seen = []
+
+    class Kernel:
+        def __init__(self, *arguments):
+            pass
+
+        def __call__(self, grid, block, arguments, shared_mem):
+            seen.append((grid[0], int(arguments[9])))
+
+    fake_cupy(monkeypatch, Kernel)
+
+    def run(tokens):
+        lengths = torch.ones(tokens, dtype=torch.long)
+        monotonic_align(torch.zeros(tokens, 4, tokens), lengths, lengths, backend="cuda")
+
+    threads = [threading.Thread(target=run, args=(tokens,)) for tokens in range(1, 5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(seen) == [(tokens, tokens) for tokens in range(1, 5)]
+
+
 # --- launches on an emulated device ---
 
 
@@ -201,8 +222,9 @@ def launch_cases():
         seg_len = torch.cat((torch.tensor([segs]), torch.randint(0, segs + 1, (batch - 1,))))
         return seg_len, text_len
 
-    text16 = torch.randn(3, 70, 40)
-    yield text16, *lengths(3, 70, 40)
+    small = [(segs, tokens) for segs in range(10) for tokens in range(segs + 1)]
+    yield torch.randn(len(small), 9, 9), *torch.tensor(small).T.contiguous()
+    yield torch.randn(3, 70, 40), *lengths(3, 70, 40)
     yield torch.randn(3, 70, 39).half(), *(x.int() for x in lengths(3, 70, 39))
     yield torch.randn(3, 40, 70).bfloat16().transpose(1, 2), *lengths(3, 70, 40)
     yield torch.randn(2, 50, 20, dtype=torch.float64), *(x.short() for x in lengths(2, 50, 20))
@@ -327,11 +349,29 @@ def to_gpu(tensor):
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda").copy_(tensor)
 
 
+def assert_cuda_equals_cpu(score, seg_len, text_len):
+    found = monotonic_align(to_gpu(score), seg_len.cuda(), text_len.cuda(), backend="cuda")
+    assert found.cpu().equal(monotonic_align(score, seg_len, text_len))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.width} tokens")
+def test_cuda_equals_cpu_on_every_plan(cupy, plan):
+    """Small enough for compute-sanitizer; every type, every way of copying, and strips."""
+    torch.manual_seed(0)
+    for dtype in align_cuda.ELEMENTS:
+        for tokens in (plan.width, plan.width - 3, plan.width + 40 * (plan is PLANS[-1])):
+            segs = tokens + 41
+            text = torch.randn(2, segs, tokens).to(dtype)
+            frames = torch.randn(2, tokens, -(-segs // 4) * 4).to(dtype).transpose(1, 2)[:, :segs]
+            for score in (text, frames, torch.stack((text, text), -1)[..., 0]):
+                assert_cuda_equals_cpu(score, torch.tensor([segs, segs - 9]), torch.tensor([tokens, tokens - 7]))
+
+
 @pytest.mark.gpu
 def test_cuda_equals_cpu_on_random_batches(cupy):
-    for score, *lengths in random_batches(10000):
-        found = monotonic_align(to_gpu(score), *(x.cuda() for x in lengths), backend="cuda")
-        assert found.cpu().equal(monotonic_align(score, *lengths, backend="cpu"))
+    for batch in random_batches(10000):
+        assert_cuda_equals_cpu(*batch)
 
 
 @pytest.mark.gpu
@@ -340,15 +380,13 @@ def test_cuda_equals_cpu_on_random_batches(cupy):
 )
 def test_cuda_equals_cpu_on_large_shapes(cupy, shape):
     torch.manual_seed(0)
-    score, lengths = torch.randn(shape), [torch.full(shape[:1], n) for n in shape[1:]]
-    found = monotonic_align(score.cuda(), *(x.cuda() for x in lengths), backend="cuda")
-    assert found.cpu().equal(monotonic_align(score, *lengths, backend="cpu"))
+    assert_cuda_equals_cpu(torch.randn(shape), *(torch.full(shape[:1], n) for n in shape[1:]))
 
 
 @pytest.mark.gpu
 def test_cuda_graph_side_stream_and_no_sync(cupy):
     score, seg_len, text_len = torch.randn(4, 100, 30), torch.tensor([100, 80, 30, 7]), torch.tensor([30, 9, 30, 8])
-    wanted = monotonic_align(score, seg_len, text_len, backend="cpu")
+    wanted = monotonic_align(score, seg_len, text_len)
     there = [x.cuda() for x in (torch.zeros_like(score), seg_len, text_len)]
     monotonic_align(*there)  # compiles
     torch.cuda.synchronize()
@@ -380,26 +418,3 @@ def test_cuda_on_a_second_device(cupy):
     found = monotonic_align(*(x.to("cuda:1") for x in (score, seg_len, text_len)))
     assert found.device == torch.device("cuda:1")
     assert found.cpu().equal(monotonic_align(score, seg_len, text_len))
-
-
-def test_threads_launch_side_by_side(monkeypatch, clean_caches):
-    """Compiling and launching from several threads at once reaches the kernel with each thread's own arguments."""
-    seen = []
-
-    class Kernel:
-        def __init__(self, *arguments):
-            pass
-
-        def __call__(self, grid, block, arguments, shared_mem):
-            seen.append((grid[0], int(arguments[9])))
-
-    fake_cupy(monkeypatch, Kernel)
-
-    def run(tokens):
-        lengths = torch.ones(tokens, dtype=torch.long)
-        monotonic_align(torch.zeros(tokens, 4, tokens), lengths, lengths, backend="cuda")
-
-    threads = [threading.Thread(target=run, args=(tokens,)) for tokens in range(1, 5)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert sorted(seen) == [(tokens, tokens) for tokens in range(1, 5)]

@@ -105,7 +105,8 @@ def _nan_to_neg_inf(x):
 
 
 def _align_cpu(score, seg_len, text_len):
-    on_cpu = score.to("cpu", torch.float32).contiguous().numpy()
+    # a conversion makes rows contiguous in the same pass; without one, contiguous() does
+    on_cpu = score.to("cpu", torch.float32, memory_format=torch.contiguous_format).contiguous().numpy()
     lengths = [x.to("cpu", torch.int64).contiguous().numpy() for x in (seg_len, text_len)]
     path = np.full(score.shape[:2], -1, dtype=np.int32)
     _compiled()(on_cpu, *lengths, path)
@@ -138,14 +139,14 @@ def _align_batch(score, seg_len, text_len, path):
         for s in range(1, segs):
             # only tokens that are reached by s from the start, and from which the end can still be reached
             low, high = max(0, tokens - segs + s), min(s + 1, tokens)
-            row, move = score[b, s, low:high], moved[s, low:high]
-            stay, step = value[(s - 1) % 2, low + 1 : high + 1], value[(s - 1) % 2, low:high]
-            new = value[s % 2, low + 1 : high + 1]
-            for n in range(high - low):
-                take = step[n] > stay[n]
-                q = row[n] + (step[n] if take else stay[n])
-                new[n] = q if q == q else -np.inf
-                move[n] = take
+            # unsigned, so that no index can count from the end: the compiler then makes vectors of the loop
+            row, frame, now, before = np.uint64(b), np.uint64(s), np.uint64(s % 2), np.uint64((s - 1) % 2)
+            for n in range(np.uint64(low), np.uint64(high)):
+                stay, step = value[before, n + np.uint64(1)], value[before, n]
+                take = step > stay
+                q = score[row, frame, n] + (step if take else stay)
+                value[now, n + np.uint64(1)] = q if q == q else -np.inf
+                moved[frame, n] = take
         if not np.isfinite(value[(segs - 1) % 2, tokens]):
             continue
         token = tokens - 1

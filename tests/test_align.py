@@ -7,7 +7,6 @@ import threading
 import time
 from itertools import combinations
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -192,7 +191,7 @@ def test_the_cpu_backend_works_where_nothing_can_be_cached(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr("numba.njit", njit)
     assert align._compiled.__wrapped__() is align._align_batch
 
 

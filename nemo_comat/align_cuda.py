@@ -132,11 +132,11 @@ def align(score, seg_len, text_len):
     reason = why_unavailable(score.device)
     if reason:
         raise RuntimeError(f"backend 'cuda' cannot be used: {reason}")
-    return launch(_kernel, score, seg_len, text_len, _device(score.device.index))
+    return launch(_run, score, seg_len, text_len, _device(score.device.index))
 
 
-def launch(kernel, score, seg_len, text_len, device):
-    """Prepares the arguments and calls `kernel(instance, device index)(grid, block, arguments, shared_mem=bytes)`."""
+def launch(run, score, seg_len, text_len, device):
+    """Prepares the arguments of `mas` and calls `run(instance, index, blocks, threads, arguments, shared_bytes=…)`."""
     if score.dtype not in ELEMENTS:
         score = score.float()
     if max(score.stride()[1:]) >= 2**31:
@@ -145,13 +145,10 @@ def launch(kernel, score, seg_len, text_len, device):
     seg_len, text_len = (_readable(x, score.device) for x in (seg_len, text_len))
     instance, moves_shared = choose(score, device)
 
-    def workspace(size, dtype):
-        return torch.empty(size, dtype=dtype, device=score.device)
-
-    path = workspace((batch, segs), torch.int32)
+    path = score.new_empty((batch, segs), dtype=torch.int32)
     words = instance.direction_words(segs, tokens)
-    moved = None if moves_shared else workspace(batch * words, torch.int32)
-    saved = workspace(batch * segs, torch.float32) if tokens > instance.plan.width else None
+    moved = None if moves_shared else score.new_empty(batch * words, dtype=torch.int32)
+    saved = score.new_empty(batch * segs, dtype=torch.float32) if tokens > instance.plan.width else None
     stride_b, stride_s, stride_n = score.stride()
     arguments = (
         _pointer(score),
@@ -168,8 +165,8 @@ def launch(kernel, score, seg_len, text_len, device):
         _pointer(moved),
         _pointer(saved),
     )
-    shared = instance.shared_bytes + (4 * words if moves_shared else 0)
-    kernel(instance, score.device.index)((batch,), (32 * instance.plan.warps,), arguments, shared_mem=shared)
+    shared_bytes = instance.shared_bytes + (4 * words if moves_shared else 0)
+    run(instance, score.device.index, batch, 32 * instance.plan.warps, arguments, shared_bytes=shared_bytes)
     return path
 
 
@@ -195,15 +192,12 @@ def _device(index):
     )
 
 
-def _kernel(instance, index):
+def _run(instance, index, blocks, threads, arguments, *, shared_bytes):
     import cupy
 
-    def call(grid, block, arguments, *, shared_mem):
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
-        with cupy.cuda.Device(index), stream:
-            _compiled(instance, index)(grid, block, arguments, shared_mem=shared_mem)
-
-    return call
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
+    with cupy.cuda.Device(index), stream:
+        _compiled(instance, index)((blocks,), (threads,), arguments, shared_mem=shared_bytes)
 
 
 @functools.cache

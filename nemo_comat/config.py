@@ -63,10 +63,11 @@ class TransferConfig:
 
 @dataclass
 class ComatConfig:
-    """The whole block. `weight` 0 means plain CTC: nothing of ours is built."""
+    """The whole block. `weight` 0 means plain CTC: nothing of ours is built; `encoder_layer` null is the last frames."""
 
     weight: float = 0.3
     warmup_steps: int = 0
+    encoder_layer: int | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     align: AlignConfig = field(default_factory=AlignConfig)

@@ -68,7 +68,7 @@ class ComatMixin:
             # our random numbers are drawn aside: the student's data order and dropout stay those of plain CTC
             with torch.random.fork_rng(devices=[]):
                 self.comat = CompressAlignTransfer(
-                    self._cfg.decoder.feat_in,
+                    self._feat_in(),
                     self.decoder.num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
@@ -77,7 +77,7 @@ class ComatMixin:
         """NeMo's step, plus the weighted transfer loss and what it logs."""
         if self.comat is None:
             return super().training_step(batch, batch_nb)
-        with captured(encoder=self.encoder, decoder=self.decoder) as seen:
+        with captured(**self._watched()) as seen:
             step = super().training_step(batch, batch_nb)
         *_, transcript, transcript_len = batch
         output, too_long = self._comat_output(seen, transcript, transcript_len)
@@ -101,10 +101,29 @@ class ComatMixin:
         weight, warmup = self._cfg.comat.weight, self._cfg.comat.warmup_steps
         return weight * min(1.0, self.trainer.global_step / warmup) if warmup else weight
 
+    def _feat_in(self):
+        layer = self._cfg.comat.encoder_layer
+        if layer is None:
+            return self._cfg.decoder.feat_in
+        depth = len(getattr(self.encoder, "layers", ()))
+        if not -depth <= layer < depth:
+            raise ConfigError(
+                f"model.comat.encoder_layer is {layer}, but {type(self.encoder).__name__} has {depth} layers to choose "
+                f"from, {f'0 to {depth - 1} or -1 to {-depth}' if depth else 'none'}; null takes the last frames."
+            )
+        return self._cfg.encoder.d_model
+
+    def _watched(self):
+        watched = dict(encoder=self.encoder, decoder=self.decoder)
+        if self._cfg.comat.encoder_layer is not None:
+            watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
+        return watched
+
     def _comat_output(self, seen, transcript, transcript_len):
         (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
+        hidden = seen.get("layer", encoded.transpose(1, 2))
         teacher = self._teacher.encode(self._reference_texts(transcript, transcript_len), device=encoded.device)
-        output = self.comat(encoded.transpose(1, 2), encoded_len, log_probs, transcript, transcript_len, teacher)
+        output = self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
         return output, teacher.too_long
 
     def _reference_texts(self, transcript, transcript_len):
@@ -131,7 +150,7 @@ class ComatMixin:
         ids = torch.tensor([self.tokenizer.text_to_ids(text)], dtype=torch.int64, device=self.device)
         mode, _ = self.training, self.eval()
         try:
-            with captured(encoder=self.encoder, decoder=self.decoder) as seen:
+            with captured(**self._watched()) as seen:
                 self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
             output, _ = self._comat_output(seen, ids, torch.tensor([ids.shape[1]], device=self.device))
         finally:

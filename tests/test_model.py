@@ -81,8 +81,9 @@ def test_all_forms_train(small_cfg, form):
         assert sum(transfer[-2:]) < 0.9 * sum(transfer[:2])
 
 
-def test_transfer_reaches_the_encoder_and_not_the_teacher(small_cfg):
-    grads = {}
+@pytest.mark.parametrize("layer", [None, 1, 0])
+def test_transfer_reaches_the_encoder_up_to_its_layer_and_not_the_teacher(small_cfg, layer):
+    grads, small_cfg.comat.encoder_layer = {}, layer
     for weight in (1e-9, 1000.0):
         small_cfg.comat.weight = weight
         model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
@@ -91,6 +92,7 @@ def test_transfer_reaches_the_encoder_and_not_the_teacher(small_cfg):
     moved = [name for name in grads[1e-9] if not torch.allclose(grads[1e-9][name], grads[1000.0][name], rtol=1e-2)]
     assert any(name.startswith("encoder.layers.0.") for name in moved)
     assert any(name.startswith("encoder.pre_encode.") for name in moved)
+    assert any(name.startswith("encoder.layers.1.") for name in moved) is (layer != 0)
     assert not any(name.startswith("decoder.") for name in moved)
     assert all(p.grad is None for p in model._teacher.model.parameters())
 
@@ -159,6 +161,13 @@ def test_unknown_keys_fail_before_data_or_teacher(small_cfg):
     with open_dict(small_cfg):
         small_cfg.comat.wieght = 1
     with pytest.raises(ValueError, match=r"model\.comat\.wieght is not known"):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_an_encoder_layer_that_is_not_there_is_refused(small_cfg, layer):
+    small_cfg.comat.encoder_layer = layer
+    with pytest.raises(ValueError, match=f"encoder_layer is {layer}, but ConformerEncoder has 2 layers .* 0 to 1"):
         ComatCTCModelBPE(cfg=small_cfg)
 
 

@@ -116,9 +116,9 @@ def make_noise(length: int, rng: np.random.Generator) -> np.ndarray:
     return noise / np.sqrt(np.mean(noise**2))
 
 
-def synthesise(tts, sentence: str, rng: np.random.Generator) -> np.ndarray:
+def synthesise(tts, sentence: str, rng: np.random.Generator, speed_range=SPEED_RANGE) -> np.ndarray:
     """Speak one sentence at 16 kHz with its own rate, edge silence, noise and level."""
-    speed = rng.uniform(*SPEED_RANGE)
+    speed = rng.uniform(*speed_range)
     audio = tts(spoken_form(sentence), speed=speed, seed=int(rng.integers(2**31)))
     speech = trim_silence(soxr.resample(audio.astype(np.float64), tts.sample_rate, SAMPLE_RATE))
     edges = [int(s * SAMPLE_RATE) for s in rng.uniform(*EDGE_RANGE_S, size=2)]

@@ -101,16 +101,23 @@ def prepare(cfg):
             check_dataset(cfg.model[name], f"model.{name}")
 
 
+def build(cfg, callbacks=()):
+    """Trainer and model of a config, ready for `trainer.fit(model)`; raises what is wrong before it loads anything."""
+    prepare(cfg)
+    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+    trainer.callbacks.extend(callbacks)
+    exp_manager(trainer, cfg.get("exp_manager", None))
+    model = ComatCTCModelBPE(cfg=cfg.model, trainer=trainer)
+    model.maybe_init_from_pretrained_checkpoint(cfg)
+    return trainer, model
+
+
 @hydra_runner(config_path="../conf", config_name="conformer_ctc_comat")
 def main(cfg):
     """Trains, and tests where model.test_ds names data."""
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     try:
-        prepare(cfg)
-        trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
-        exp_manager(trainer, cfg.get("exp_manager", None))
-        model = ComatCTCModelBPE(cfg=cfg.model, trainer=trainer)
-        model.maybe_init_from_pretrained_checkpoint(cfg)
+        trainer, model = build(cfg)
         trainer.fit(model)
     except (ConfigError, ManifestError, TeacherError) as error:
         logging.error(str(error))

@@ -63,7 +63,7 @@ class TransferConfig:
 
 @dataclass
 class ComatConfig:
-    """The whole block. `weight` 0 means plain CTC: nothing of ours is built; `encoder_layer` null is the last frames."""
+    """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames."""
 
     weight: float = 0.3
     warmup_steps: int = 0

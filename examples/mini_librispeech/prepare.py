@@ -1,0 +1,147 @@
+"""Makes the recipe's data folder: NeMo manifests of three splits, and a tokenizer of the training text.
+
+    python examples/mini_librispeech/prepare.py --out=DATA FOLDER
+    python examples/mini_librispeech/prepare.py --out=DATA --train=train-clean-5 --dev=dev-clean-2 --test=test-clean \
+        train-clean-5.tar.gz dev-clean-2.tar.gz test-clean.tar.gz
+    python examples/mini_librispeech/prepare.py --out=DATA --download
+
+Each source is a folder with train.json, dev.json and test.json (taken as they are), a folder in LibriSpeech's layout
+(…/SPLIT/speaker/chapter/*.flac with *.trans.txt), or a tarball of one. --download fetches Mini LibriSpeech and
+test-clean (about 0.8 GB, CC BY 4.0) from OpenSLR 31 and 12. DATA gets train.json, dev.json, test.json and tokenizer/.
+"""
+
+import argparse
+import json
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from build_tokenizer import build_tokenizer  # noqa: E402
+
+SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
+RESOURCES = {"train": 31, "dev": 31, "test": 12}
+
+
+class PrepareError(ValueError):
+    """A source cannot be used; the message says which and why."""
+
+
+def download(out):
+    """Fetches the three tarballs into a folder, each once; returns their paths."""
+    files = []
+    for split, number in RESOURCES.items():
+        file = out / f"{SPLITS[split]}.tar.gz"
+        if not file.exists():
+            part = file.with_suffix(".part")
+            url = f"https://www.openslr.org/resources/{number}/{file.name}"
+            with tqdm(unit="B", unit_scale=True, desc=file.name) as bar:
+                urllib.request.urlretrieve(url, part, lambda blocks, size, total: bar.update(blocks * size - bar.n))
+            part.rename(file)
+        files.append(file)
+    return files
+
+
+def unpack(source, out):
+    """A folder: the source itself, or what its tarball holds, unpacked once under a folder."""
+    if source.is_dir():
+        return source
+    if not source.is_file() or not tarfile.is_tarfile(source):
+        raise PrepareError(f"{source} is neither a folder nor a tarball; give what holds the audio or the manifests.")
+    folder = out / "audio" / source.name.split(".")[0]
+    if not (folder / "unpacked").exists():
+        with tarfile.open(source) as archive:
+            archive.extractall(folder, filter="data")
+        (folder / "unpacked").touch()
+    return folder
+
+
+def rows_of_manifest(file):
+    """Rows of a NeMo manifest, audio paths made absolute."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [{**row, "audio_filepath": str((file.parent / row["audio_filepath"]).resolve())} for row in rows]
+
+
+def rows_of_librispeech(folder):
+    """Rows of a folder in LibriSpeech's layout: one for each line of its *.trans.txt files, lower case."""
+    rows = []
+    for transcripts in tqdm(sorted(folder.rglob("*.trans.txt")), desc=folder.name, unit="chapter"):
+        for line in transcripts.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.partition(" ")
+            audio = next(transcripts.parent.glob(f"{name}.*"), None)
+            if audio is None:
+                raise PrepareError(f"{transcripts} names {name}, but there is no such audio file beside it.")
+            rows.append(
+                {
+                    "audio_filepath": str(audio.resolve()),
+                    "duration": round(soundfile.info(audio).duration, 3),
+                    "text": text.strip().lower(),
+                }
+            )
+    return rows
+
+
+def find_rows(folders, split, directory):
+    """Rows of one split, from the first folder that has it."""
+    for folder in folders:
+        if (folder / f"{split}.json").is_file():
+            return rows_of_manifest(folder / f"{split}.json")
+        found = [path for path in [folder, *sorted(folder.rglob(directory))] if path.name == directory]
+        if found and (rows := rows_of_librispeech(found[0])):
+            return rows
+    raise PrepareError(
+        f"No {split}.json and no folder {directory} with transcripts in {', '.join(map(str, folders))}; name the "
+        f"folder by --{split}, or give its manifest."
+    )
+
+
+def prepare(sources, out, directories=SPLITS, vocab_size=128):
+    """Writes OUT/train.json, dev.json, test.json and tokenizer/; returns the rows by split.
+
+    Args:
+        sources: folders or tarballs. out: folder. directories: LibriSpeech folder name of each split.
+        vocab_size: pieces of the tokenizer.
+    Raises:
+        PrepareError: a source is missing or lacks a split.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folders = [unpack(source, out) for source in sources]
+    rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
+    for split, split_rows in rows.items():
+        with open(out / f"{split}.json", "w", encoding="utf-8") as manifest:
+            manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
+    build_tokenizer([row["text"] for row in rows["train"]], out / "tokenizer", vocab_size=vocab_size)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make manifests and a tokenizer for the recipe.")
+    parser.add_argument("sources", nargs="*", type=Path, help="folders or tarballs")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--download", action="store_true", help="fetch Mini LibriSpeech and test-clean first")
+    for split, directory in SPLITS.items():
+        parser.add_argument(f"--{split}", default=directory, help="LibriSpeech folder (default: %(default)s)")
+    parser.add_argument("--vocab_size", type=int, default=128, help="pieces of the tokenizer (default: %(default)s)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        sources = args.sources + (download(args.out) if args.download else [])
+        if not sources:
+            parser.error("give a folder, a tarball or --download")
+        directories = {split: getattr(args, split) for split in SPLITS}
+        rows = prepare(sources, args.out, directories, args.vocab_size)
+    except (PrepareError, OSError, RuntimeError) as error:
+        sys.exit(str(error))
+    for split, split_rows in rows.items():
+        hours = sum(row["duration"] for row in split_rows) / 3600
+        print(f"{split}: {len(split_rows)} utterances, {hours:.2f} h")
+    print(f"written: {args.out}; train with --data={args.out}")
+
+
+if __name__ == "__main__":
+    main()

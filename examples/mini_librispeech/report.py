@@ -1,0 +1,221 @@
+"""Compares the runs of the recipe: error rates with intervals, costs, and the words that were mended or broken.
+
+    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [names ...]
+
+Reads what train.py and score.py left in RUNS/NAME/seed*/; writes report.md, report.json and dev_wer.svg into RUNS.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import numpy as np
+from kaldialign import align, edit_distance
+
+BASELINES = ("ctc", "interctc")
+GAP = "<gap>"
+
+
+def read_runs(out, names=()):
+    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed."""
+    runs = defaultdict(list)
+    for settings in sorted(out.glob("*/seed*/run.json")):
+        folder, run = settings.parent, json.loads(settings.read_text())
+        scored = all((folder / f"{split}.json").exists() for split in ("dev", "test"))
+        if scored and (not names or folder.parent.name in names):
+            steps = {row["step"]: row for row in map(json.loads, (folder / "history.jsonl").read_text().splitlines())}
+            splits = {split: json.loads((folder / f"{split}.json").read_text()) for split in ("dev", "test")}
+            runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
+    order = [*(name for name in BASELINES if name in runs), *(name for name in runs if name not in BASELINES)]
+    return {name: runs[name] for name in order}
+
+
+def errors(rows, units=str.split):
+    """[utterances, 2] edit errors and reference length in units: words, or characters by `list`."""
+    pairs = [(units(row["reference"]), units(row["transcript"])) for row in rows]
+    return np.array([(edit_distance(ref, hyp)["total"], len(ref)) for ref, hyp in pairs])
+
+
+def rate(counts):
+    """Errors over length of [utterances, 2] counts."""
+    return counts[:, 0].sum() / counts[:, 1].sum()
+
+
+def paired_interval(ours, theirs, draws=10000, seed=0):
+    """Relative change of an error rate, and its 95 % interval by a paired bootstrap over utterances.
+
+    Args:
+        ours, theirs: lists over seeds of [utterances, 2] counts of the same utterances.
+        draws: resamples. seed: of the resampling.
+    Returns:
+        (change, low, high); -0.1 is ten percent fewer errors. The seeds' mean counts are resampled: the interval speaks
+        of other utterances, not of other seeds.
+    Source: Bisani and Ney, ICASSP 2004.
+    """
+    a, b = (np.mean([counts[:, 0] for counts in side], axis=0) for side in (ours, theirs))
+    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    changes = a[picks].sum(1) / np.maximum(b[picks].sum(1), 1e-9) - 1
+    return (a.sum() / b.sum() - 1, *np.quantile(changes, (0.025, 0.975)))
+
+
+def right_words(rows):
+    """Counter of reference words that were transcribed as they are."""
+    right = Counter()
+    for row in rows:
+        right.update(ref for ref, hyp in align(row["reference"].split(), row["transcript"].split(), GAP) if ref == hyp)
+    return right
+
+
+def mended_and_broken(ours, theirs, most=10):
+    """Words that came out right more, and less, often than in the other runs: lists of (word, times per seed).
+
+    Args:
+        ours, theirs: lists over seeds of scored rows. most: length of each list.
+    """
+    change = Counter()
+    for side, sign in ((ours, 1), (theirs, -1)):
+        for rows in side:
+            change.update({word: sign * times / len(side) for word, times in right_words(rows).items()})
+    order = sorted(change.items(), key=lambda item: (-item[1], item[0]))
+    return [x for x in order[:most] if x[1] > 0], [x for x in order[::-1][:most] if x[1] < 0]
+
+
+def spread(values):
+    """Mean and standard deviation over seeds; the latter None for one seed."""
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
+
+
+def summary(runs):
+    """What the report says, by run name, as plain numbers."""
+    words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
+    found = {}
+    for name, seeds in runs.items():
+        of = found[name] = {
+            "test_wer": spread([rate(counts) for counts in words[name]]),
+            "test_cer": spread([rate(errors(seed["test"], list)) for seed in seeds]),
+            "dev_wer": spread([rate(errors(seed["dev"])) for seed in seeds]),
+            "step_seconds": median(row["step_seconds"] for seed in seeds for row in seed["history"]),
+            "peak_bytes": max(row["peak_bytes"] for seed in seeds for row in seed["history"]),
+            "commits": sorted({seed["run"]["commit"] for seed in seeds}),
+        }
+        active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
+        of["active_fraction"] = mean(active) if active else None
+        of["against"] = {
+            base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
+            for base in BASELINES
+            if base in runs and base != name
+        }
+        if "ctc" in runs and name != "ctc":
+            lists = mended_and_broken([seed["test"] for seed in seeds], [seed["test"] for seed in runs["ctc"]])
+            of["mended"], of["broken"] = lists
+    return found
+
+
+def percent(numbers):
+    """12.3 ± 0.4 %."""
+    sd = f" ± {100 * numbers['sd']:.1f}" if numbers["sd"] is not None else ""
+    return f"{100 * numbers['mean']:.1f}{sd} %"
+
+
+def change_of(of, base):
+    """-4.2 % (-6.0 to -2.3)."""
+    if base not in of["against"]:
+        return ""
+    change = of["against"][base]
+    return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+
+
+def markdown(found, runs):
+    """The summary as a Markdown text."""
+    head = "| arm | seeds | dev WER | test WER | test CER | against ctc | against interctc | step | memory | active |"
+    lines = ["# Report", "", head, "|---" * (head.count("|") - 1) + "|"]
+    base = found.get("ctc") or next(iter(found.values()))
+    for name, of in found.items():
+        active = "" if of["active_fraction"] is None else f"{of['active_fraction']:.2f}"
+        costs = [f"{of[key] / base[key]:.2f}" for key in ("step_seconds", "peak_bytes")]
+        wers = [percent(of[key]) for key in ("dev_wer", "test_wer", "test_cer")]
+        cells = [name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in BASELINES), *costs, active]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", *explanation(runs), ""]
+    for name, of in found.items():
+        for kind in ("mended", "broken"):
+            if of.get(kind):
+                listed = ", ".join(f"{word} {times:+.1f}" for word, times in of[kind])
+                lines.append(f"- {name}, most often {kind} against ctc: {listed}")
+    return "\n".join(lines) + "\n"
+
+
+def explanation(runs):
+    """What the table's numbers are, and where they come from."""
+    every = [seed for seeds in runs.values() for seed in seeds]
+    commits, devices = (", ".join(sorted({seed["run"][key] for seed in every})) for key in ("commit", "device"))
+    test = every[0]["test"]
+    return [
+        f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding of "
+        "the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, with the 95 % "
+        "interval of a paired bootstrap over utterances (10,000 draws of the seeds' mean errors; it says nothing of "
+        "other seeds). Step time (median, data loading included) and peak memory are ratios to ctc as trained here; "
+        "active is the mean share of rows in the transfer loss.",
+        "",
+        f"Encoder of {every[0]['run']['encoder_parameters'] / 1e6:.1f} M parameters, {every[0]['run']['steps']} steps; "
+        f"{devices}; commit {commits}.",
+    ]
+
+
+def chart(runs, file):
+    """Dev WER against steps: a thin line for each seed, a thick one for their mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for number, (name, seeds) in enumerate(runs.items()):
+        curves = [{row["step"]: 100 * row["val_wer"] for row in seed["history"]} for seed in seeds]
+        steps = sorted(set.intersection(*map(set, curves)))
+        axes.plot(steps, [mean(curve[step] for curve in curves) for step in steps], color=f"C{number}", label=name)
+        for curve in curves:
+            axes.plot(curve.keys(), curve.values(), color=f"C{number}", linewidth=0.6, alpha=0.5)
+    axes.set(xlabel="steps", ylabel="dev WER, %", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def report(out, names=()):
+    """Writes report.md, report.json and dev_wer.svg; returns the Markdown.
+
+    Raises:
+        ValueError: no run is finished and scored.
+    """
+    runs = read_runs(out, names)
+    if not runs:
+        raise ValueError(f"{out} holds no finished and scored run; train and score with run.py first.")
+    found = summary(runs)
+    text = markdown(found, runs)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    chart(runs, out / "dev_wer.svg")
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compare the runs of the recipe.")
+    parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    args = parser.parse_args()
+    try:
+        print(report(args.out, args.names))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

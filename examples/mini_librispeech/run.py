@@ -1,0 +1,92 @@
+"""Runs the recipe's whole table: trains every arm with every seed, scores, reports. Stop it and call it again to go on.
+
+    python examples/mini_librispeech/prepare.py --out=DATA FOLDER
+    python examples/mini_librispeech/run.py --data=DATA --out=RUNS --scale=gpu --seeds 1 2 --jobs 4
+
+What is finished is not done again. --jobs runs share the machine; each has its log in RUNS/NAME/seedN/log. Overrides
+after the arms hold for all of them. One run of its own name: train.py, then this command again for the table.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from report import report
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+RECIPE = OmegaConf.load(HERE / "recipe.yaml")
+
+
+def commands(args, arm, seed):
+    """The two commands of one run."""
+    data, folder = f"--data={args.data}", args.out / arm / f"seed{seed}"
+    options = [data, f"--out={args.out}", f"--scale={args.scale}", f"--arm={arm}", f"--seed={seed}", *args.overrides]
+    train, score = ([sys.executable, str(HERE / f"{step}.py")] for step in ("train", "score"))
+    return [[*train, *options], [*score, data, str(folder)]]
+
+
+def start(args, arm, seed):
+    """Starts one run in the background; its process trains, then scores."""
+    folder = args.out / arm / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    both = " && ".join(subprocess.list2cmdline(command) for command in commands(args, arm, seed))
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ}
+    with open(folder / "log", "a", encoding="utf-8") as log:
+        return subprocess.Popen(both, shell=True, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def done(args, arm, seed):
+    """True where a run is trained and scored."""
+    return all((args.out / arm / f"seed{seed}" / f"{split}.json").exists() for split in ("dev", "test"))
+
+
+def run_all(args):
+    """Keeps --jobs runs going until all are done; returns those that failed."""
+    waiting = [(arm, seed) for seed in args.seeds for arm in args.arms if not done(args, arm, seed)]
+    total, running, failed = len(args.seeds) * len(args.arms), {}, []
+    try:
+        with tqdm(total=total, initial=total - len(waiting), unit="run") as bar:
+            while waiting or running:
+                while waiting and len(running) < args.jobs:
+                    running[waiting[0]] = start(args, *waiting.pop(0))
+                bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
+                time.sleep(1)
+                for run in [run for run, process in running.items() if process.poll() is not None]:
+                    if running.pop(run).returncode:
+                        failed.append(run)
+                    bar.update()
+    finally:
+        for process in running.values():
+            os.killpg(process.pid, signal.SIGTERM)
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Train, score and compare the recipe's arms.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
+    parser.add_argument("--arms", nargs="+", choices=list(RECIPE.arms), default=list(RECIPE.arms))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
+    args = parser.parse_args()
+    failed = run_all(args)
+    for arm, seed in failed:
+        print(f"{arm} seed {seed} failed; see {args.out / arm / f'seed{seed}' / 'log'}", file=sys.stderr)
+    try:
+        print(report(args.out))
+    except ValueError as error:
+        sys.exit(str(error))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

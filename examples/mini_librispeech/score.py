@@ -1,0 +1,63 @@
+"""Transcribes dev and test with a finished run of the recipe, greedily.
+
+    python examples/mini_librispeech/score.py --data=DATA RUNS/comat/seed1
+
+The run's folder gets dev.json and test.json, rows of `reference` and `transcript` in the manifest's order. What is
+there already is left as it is, so that test is read once.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nemo.utils import logging
+
+from nemo_comat import ComatCTCModelBPE
+
+
+def checkpoint_of(folder):
+    """The run's .nemo file, the checkpoint of lowest dev WER.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    settings = folder / "run.json"
+    found = sorted((folder / "nemo" / "checkpoints").glob("*.nemo"))
+    if not settings.exists() or not json.loads(settings.read_text()).get("finished") or not found:
+        raise FileNotFoundError(f"{folder} holds no finished run; train it first with train.py or run.py.")
+    return found[0]
+
+
+def score(folder, data, splits=("dev", "test"), batch_size=16):
+    """Writes FOLDER/SPLIT.json for each split that has none yet."""
+    missing = [split for split in splits if not (folder / f"{split}.json").exists()]
+    if not missing:
+        return
+    model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
+    for split in missing:
+        lines = (data / f"{split}.json").read_text(encoding="utf-8").splitlines()
+        manifest = [json.loads(line) for line in lines if line.strip()]
+        audio = [row["audio_filepath"] for row in manifest]
+        found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
+        rows = [{"reference": row["text"], "transcript": hyp.text} for row, hyp in zip(manifest, found, strict=True)]
+        part = folder / f"{split}.part"
+        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.rename(folder / f"{split}.json")
+        logging.info(f"written: {folder / f'{split}.json'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Transcribe dev and test with a finished run.")
+    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--splits", nargs="+", default=["dev", "test"])
+    args = parser.parse_args()
+    try:
+        score(args.folder, args.data, args.splits)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

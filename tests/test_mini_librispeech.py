@@ -1,0 +1,221 @@
+"""The recipe: data in its three forms, arms that differ in what they should, stop and resume, and the report's sums."""
+
+import json
+import sys
+import tarfile
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "examples" / "mini_librispeech"
+CORPUS = ROOT / "examples" / "demo_corpus"
+sys.path.insert(0, str(RECIPE))
+
+import prepare  # noqa: E402
+import report  # noqa: E402
+import run  # noqa: E402
+import score  # noqa: E402
+import speak  # noqa: E402
+import train  # noqa: E402
+
+TINY = [
+    "model.encoder.n_layers=2",
+    "model.encoder.d_model=32",
+    "model.encoder.conv_kernel_size=7",
+    "model.optim.sched.warmup_steps=2",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def librispeech(folder, splits):
+    """A corpus in LibriSpeech's layout: one chapter of two utterances for each split."""
+    for split, words in splits.items():
+        chapter = folder / "LibriSpeech" / split / "19" / "198"
+        chapter.mkdir(parents=True)
+        for number in range(len(words)):
+            soundfile.write(chapter / f"19-198-{number:04d}.flac", np.zeros(16000 * (number + 1)), 16000)
+        lines = [f"19-198-{number:04d} {text}" for number, text in enumerate(words)]
+        (chapter / "19-198.trans.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def data(manifest, tmp_path):
+    """The recipe's data folder, of 16 utterances that are all three splits."""
+    source = tmp_path / "manifests"
+    source.mkdir()
+    for split in prepare.SPLITS:
+        (source / f"{split}.json").write_text(Path(manifest).read_text())
+    prepare.prepare([source], tmp_path / "data", vocab_size=40)
+    return tmp_path / "data"
+
+
+# --- data ---
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_librispeech_folders_and_tarballs(tmp_path, packed):
+    splits = {"train-x": ["THE CAT SAT", "A DOG RAN AWAY"], "dev-x": ["ONE TWO", "THREE"], "test-x": ["X Y", "Z"]}
+    librispeech(tmp_path / "source", splits)
+    source = tmp_path / "source"
+    if packed:
+        source = tmp_path / "all.tar.gz"
+        with tarfile.open(source, "w:gz") as archive:
+            archive.add(tmp_path / "source" / "LibriSpeech", "LibriSpeech")
+    names = {"train": "train-x", "dev": "dev-x", "test": "test-x"}
+    prepare.prepare([source], tmp_path / "data", names, vocab_size=20)
+    for split, name in names.items():
+        rows = [json.loads(line) for line in (tmp_path / "data" / f"{split}.json").read_text().splitlines()]
+        assert [row["text"] for row in rows] == [text.lower() for text in splits[name]]
+        assert [row["duration"] for row in rows] == [1.0, 2.0]
+        assert all(Path(row["audio_filepath"]).is_file() for row in rows)
+    assert (tmp_path / "data" / "tokenizer" / "tokenizer.model").exists()
+
+
+def test_manifests_are_taken_as_they_are(data, manifest):
+    rows = Path(manifest).read_text().splitlines()
+    assert [json.loads(line) for line in (data / "dev.json").read_text().splitlines()] == list(map(json.loads, rows))
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(prepare.PrepareError, match="neither a folder nor a tarball"):
+        prepare.prepare([tmp_path / "gone"], tmp_path / "data")
+    librispeech(tmp_path / "source", {"train-clean-5": ["ONE"]})
+    with pytest.raises(prepare.PrepareError, match="No dev.json and no folder dev-clean-2 .* by --dev"):
+        prepare.prepare([tmp_path / "source"], tmp_path / "data")
+
+
+def test_texts_to_speak_are_cut_in_order():
+    words = [f"w{i}" for i in range(100)]
+    pieces = speak.cut(" ".join(words), np.random.default_rng(0))
+    assert all(4 <= len(piece.split()) <= 12 for piece in pieces)
+    spoken = " ".join(pieces).split()
+    assert spoken == words[: len(spoken)] and len(spoken) > 96
+
+
+# --- arms ---
+
+
+@pytest.mark.parametrize("scale", train.RECIPE.scales)
+@pytest.mark.parametrize("arm", train.RECIPE.arms)
+def test_arms_differ_only_in_their_losses(data, tmp_path, arm, scale):
+    cfg, _ = train.arm_config(arm, data, tmp_path, scale)
+    base, _ = train.arm_config("ctc", data, tmp_path, scale)
+    layer = (cfg.model.encoder.n_layers - 1) // 2
+    assert list(cfg.model.interctc.apply_at_layers) == ([layer] if "interctc" in arm else [])
+    assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc"))
+    for config in (cfg, base):
+        del config.model.comat, config.model.interctc, config.name
+    assert cfg.model == base.model and cfg.trainer == base.trainer
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path):
+    train.train("comat", "whole", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
+    # stopped after the first epoch, as by a signal: the schedule is the whole one's
+    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2", "++trainer.max_steps=2"])
+    folder = tmp_path / "parts" / "seed1"
+    settings = json.loads((folder / "run.json").read_text())
+    overrides = [override for override in settings["overrides"] if "max_steps" not in override]
+    (folder / "run.json").write_text(json.dumps({**settings, "overrides": overrides, "finished": False}))
+    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
+    whole, parts = (
+        [json.loads(line) for line in (tmp_path / name / "seed1" / "history.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    )
+    assert [row["step"] for row in parts] == [row["step"] for row in whole] == [2, 4]
+    assert parts[1]["val_loss"] == pytest.approx(whole[1]["val_loss"], rel=1e-4)
+    assert parts[1]["train_ctc_loss"] == pytest.approx(whole[1]["train_ctc_loss"], rel=1e-4)
+    before = (folder / "history.jsonl").read_text()
+    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
+    assert (folder / "history.jsonl").read_text() == before  # finished: nothing is done again
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "model.comat.weight=2"])
+    score.score(folder, data)
+    rows = json.loads((folder / "test.json").read_text())
+    assert [row["reference"] for row in rows] == [
+        json.loads(line)["text"] for line in (data / "test.json").read_text().splitlines()
+    ]
+    assert report.report(tmp_path, ["parts"]).count("| parts |") == 1
+
+
+def test_scoring_waits_for_the_end_of_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run; train it first"):
+        score.score(tmp_path, tmp_path)
+
+
+def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    finished = tmp_path / "ctc" / "seed1"
+    finished.mkdir(parents=True)
+    for split in ("dev", "test"):
+        (finished / f"{split}.json").write_text("[]")
+    # stands for training: notes that it ran, and fails for one arm
+    monkeypatch.setattr(
+        run,
+        "commands",
+        lambda args, arm, seed: [["touch", str(tmp_path / f"{arm}{seed}")], ["test", arm, "!=", "comat"]],
+    )
+    args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
+    assert run.run_all(args) == [("comat", 1)]
+    assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+# --- report ---
+
+
+def scored(folder, transcripts, references=("the cat sat", "on the mat", "a dog ran far")):
+    """A finished run's folder with given transcripts of dev and test."""
+    folder.mkdir(parents=True)
+    rows = [{"reference": ref, "transcript": hyp} for ref, hyp in zip(references, transcripts, strict=True)]
+    for split in ("dev", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    settings = {"commit": "abc", "device": "CPU", "encoder_parameters": 1e6, "steps": 4, "finished": True}
+    (folder / "run.json").write_text(json.dumps(settings))
+    history = [{"step": 2, "val_wer": 0.9}, {"step": 4, "val_wer": 0.5}, {"step": 2, "val_wer": 0.8}]
+    history = [{**row, "step_seconds": 0.1, "peak_bytes": 10} for row in history]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+
+
+def test_the_reports_numbers_by_hand(tmp_path):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])  # 1 + 1 + 2 of 10 words
+    scored(tmp_path / "ctc" / "seed2", ["the cat sad", "on mat", "a dog ran far"])  # 1 + 1 + 0
+    scored(tmp_path / "comat" / "seed1", ["the cat sat", "on the mat", "a dig ran far"])  # 0 + 0 + 1
+    runs = report.read_runs(tmp_path)
+    found = report.summary(runs)
+    assert list(found) == ["ctc", "comat"]
+    assert found["ctc"]["test_wer"] == pytest.approx({"mean": 0.3, "sd": 0.1 * 2**0.5, "seeds": 2})
+    assert found["comat"]["test_wer"] == {"mean": 0.1, "sd": None, "seeds": 1}
+    assert found["comat"]["test_cer"]["mean"] == pytest.approx(1 / 34)
+    assert found["comat"]["against"]["ctc"]["change"] == pytest.approx(0.1 / 0.3 - 1)
+    # "sat" and "the" were wrong in both ctc runs, "a" and "ran" in one of them, "dog" in none
+    assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
+    assert found["comat"]["broken"] == [("dog", -1)]
+    assert [row["val_wer"] for row in runs["ctc"][0]["history"]] == [0.8, 0.5]
+    text = report.report(tmp_path)
+    assert "| ctc | 2 | 30.0 ± 14.1 % |" in text and "3 utterances, 10 words" in text
+    assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_interval_covers_what_it_should():
+    rng = np.random.default_rng(1)
+    lengths = np.full(400, 10)
+    same = np.stack([rng.binomial(10, 0.3, 400), lengths], 1)
+    assert report.paired_interval([same], [same]) == (0, 0, 0)
+    # truly 20 % fewer errors: the interval holds it in about 95 of 100 draws of the utterances
+    held = 0
+    for _ in range(100):
+        difficulty = rng.beta(2, 5, 400)
+        theirs = np.stack([rng.binomial(10, difficulty), lengths], 1)
+        ours = np.stack([rng.binomial(10, 0.8 * difficulty), lengths], 1)
+        change, low, high = report.paired_interval([ours], [theirs], draws=500)
+        assert low < change < high
+        held += low < -0.2 < high
+    assert 88 <= held <= 99
+
+
+def test_without_runs_the_report_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no finished and scored run"):
+        report.report(tmp_path)

@@ -3,8 +3,8 @@
     python examples/mini_librispeech/prepare.py --out=DATA FOLDER
     python examples/mini_librispeech/run.py --data=DATA --out=RUNS --scale=gpu --seeds 1 2 --jobs 4
 
-What is finished is not done again. --jobs runs share the machine; each has its log in RUNS/NAME/seedN/log. Overrides
-after the arms hold for all of them. One run of its own name: train.py, then this command again for the table.
+What is finished is not done again. --jobs runs share the machine; each has its log in RUNS/NAME/seedN/log. --overrides
+hold for all arms. A setting of your own beside the arms: train.py with --name, score.py, report.py.
 """
 
 import argparse
@@ -26,7 +26,8 @@ RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 def commands(args, arm, seed):
     """The two commands of one run."""
     data, folder = f"--data={args.data}", args.out / arm / f"seed{seed}"
-    options = [data, f"--out={args.out}", f"--scale={args.scale}", f"--arm={arm}", f"--seed={seed}", *args.overrides]
+    options = [data, f"--out={args.out}", f"--scale={args.scale}", f"--arm={arm}", f"--seed={seed}"]
+    options += [f"--start={args.start}"] * bool(args.start) + args.overrides
     train, score = ([sys.executable, str(HERE / f"{step}.py")] for step in ("train", "score"))
     return [[*train, *options], [*score, data, str(folder)]]
 
@@ -76,6 +77,7 @@ def main():
     parser.add_argument("--arms", nargs="+", choices=list(RECIPE.arms), default=list(RECIPE.arms))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
     failed = run_all(args)

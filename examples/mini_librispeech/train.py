@@ -4,6 +4,7 @@
         [--name=comat_w1 model.comat.weight=1]
 
 DATA is what prepare.py wrote. All arms of a seed begin with the same weights and read the data in the same order.
+--start=OTHER/ctc begins with the weights of that run's checkpoint of the same seed, instead of random ones.
 RUNS/NAME/seed1 gets `history.jsonl` (a row for each validation), `run.json`, and NeMo's logs and checkpoints in nemo/.
 """
 
@@ -25,6 +26,7 @@ from omegaconf import OmegaConf
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
 from nemo_comat import ConfigError, TeacherError  # noqa: E402
@@ -131,13 +133,19 @@ def describe(arm, seed, overrides, cfg):
     }
 
 
-def train(arm, name, seed, data, out, scale, extra=()):
+def train(arm, name, seed, data, out, scale, extra=(), start=None):
     """Trains, or goes on; returns the run's folder.
 
+    Args:
+        arm, scale, extra: as in `arm_config`. name: the run's folder in out. seed: int. data, out: paths.
+        start: folder of a finished run's seeds, whose weights are begun with.
     Raises:
+        FileNotFoundError: there is no finished run in start.
         ConfigError: the folder holds a run of other settings.
     """
     folder = out / name / f"seed{seed}"
+    if start is not None:
+        extra = [*extra, f"++init_from_nemo_model={checkpoint_of(start / f'seed{seed}').resolve()}"]
     cfg, overrides = arm_config(arm, data, folder, scale, extra)
     run = describe(arm, seed, overrides, cfg)
     settings = folder / "run.json"
@@ -168,11 +176,13 @@ def main():
     parser.add_argument("--arm", choices=list(RECIPE.arms), required=True)
     parser.add_argument("--name", help="the run's folder in OUT (default: the arm)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
     args = parser.parse_args()
     try:
-        folder = train(args.arm, args.name or args.arm, args.seed, args.data, args.out, args.scale, args.overrides)
-    except (ConfigError, ManifestError, TeacherError) as error:
+        name = args.name or args.arm
+        folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
+    except (ConfigError, FileNotFoundError, ManifestError, TeacherError) as error:
         sys.exit(str(error))
     logging.info(f"Trained: {folder}")
 

@@ -2,6 +2,7 @@
 
 `monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see align_cuda.py), `cpu` (numba,
 serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
+`one_to_one_align` is for as many segments as tokens, and needs no search; a soft alignment is in transport.py.
 """
 
 import functools
@@ -10,6 +11,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import align_cuda
 
@@ -158,3 +160,65 @@ def _align_batch(score, seg_len, text_len, path):
 
 
 BACKENDS = {"auto": _align_auto, "cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
+
+
+def one_to_one_align(score, seg_len, text_len):
+    """Segment n belongs to token n.
+
+    Args:
+        score: [B, S, N] similarity, read for whether it is finite.
+        seg_len, text_len: [B] valid segments / tokens.
+    Returns:
+        [B, S] int32 on score's device: token index per segment; -1 on padding and on rows that have no tokens, not as
+        many segments as tokens, or a score on the way that is not finite.
+    Raises:
+        ValueError: score is not 3-D.
+    Source: KT-RL, arXiv 2203.03582; the treatment of impossible rows is ours.
+    """
+    if score.dim() != 3:
+        raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
+    seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
+    token = torch.arange(score.shape[1], device=score.device)
+    inside = token < text_len[:, None]
+    finite = score.diagonal(dim1=1, dim2=2).isfinite()
+    finite = nn.functional.pad(finite, (0, score.shape[1] - finite.shape[1]))
+    feasible = (seg_len == text_len) & (finite | ~inside).all(1)
+    return torch.where(inside & feasible[:, None], token, -1).int()
+
+
+class MonotonicAligner(nn.Module):
+    """`monotonic_align` with its backend kept; no parameters.
+
+    Args:
+        backend: as in `monotonic_align`.
+    """
+
+    def __init__(self, backend="auto"):
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, score, seg_len, text_len):
+        """Which token each segment belongs to.
+
+        Args:
+            score: [B, S, N] similarity.
+            seg_len, text_len: [B] valid segments / tokens.
+        Returns:
+            path [B, S] int32 token per segment, -1 for none; and plan [B, S, N], the weight of each segment in each
+            token's mean, or None where the path says it all. A row that cannot be aligned has neither.
+        """
+        return monotonic_align(score, seg_len, text_len, backend=self.backend), None
+
+    def extra_repr(self):
+        return f"backend={self.backend!r}"
+
+
+class OneToOneAligner(nn.Module):
+    """`one_to_one_align`; no parameters."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, score, seg_len, text_len):
+        """As `MonotonicAligner.forward`."""
+        return one_to_one_align(score, seg_len, text_len), None

@@ -2,7 +2,7 @@
 
 The archive's config and weights are those of the nearest class of NeMo's own, so that any NeMo opens it without this
 package. What is ours rides in two further members, which NeMo does not read: ``comat.yaml`` (the class and the
-``comat`` block) and ``comat_weights.ckpt`` (the projection).
+``comat`` block) and ``comat_weights.ckpt`` (the projection, and what a way to compress learns).
 """
 
 import os

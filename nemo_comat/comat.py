@@ -1,21 +1,30 @@
 """Compress, align, transfer, in this order: the training loss without the recogniser around it."""
 
+from inspect import signature
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from nemo_comat.align import monotonic_align
-from nemo_comat.compress import Compressed, CTCCompressor
+from nemo_comat.align import MonotonicAligner, OneToOneAligner
+from nemo_comat.attention import AttentionCompressor
+from nemo_comat.cif import CIFCompressor
+from nemo_comat.compress import Compressed, CTCCompressor, FrameCompressor
 from nemo_comat.transfer import Projection, TransferLoss, cosine_score, token_average
+from nemo_comat.transport import SinkhornAligner, plan_average
+
+# by `method`; the first is the default
+COMPRESSORS = {"ctc": CTCCompressor, "cif": CIFCompressor, "attention": AttentionCompressor, "none": FrameCompressor}
+ALIGNERS = {"monotonic": MonotonicAligner, "one_to_one": OneToOneAligner, "sinkhorn": SinkhornAligner}
 
 
 class ComatOutput(NamedTuple):
     """What one batch gave.
 
-    loss: [B] transfer loss, summed over a row's tokens; 0 for inactive rows. active: [B] bool, rows that took part.
-    text_len: [B] tokens of the active rows, 0 for the others. score: [B, S, N]. path: [B, S] int32 token per segment.
-    compressed: the segments before projection.
+    loss: [B] transfer loss, summed over a row's tokens, plus compressed.loss; 0 for inactive rows. active: [B] bool,
+    rows that took part. text_len: [B] tokens of the active rows, 0 for the others. score: [B, S, N]. path: [B, S] int32
+    token per segment, the likeliest where the alignment is soft. compressed: the segments before projection, its loss 0
+    for inactive rows.
     """
 
     loss: torch.Tensor
@@ -29,20 +38,24 @@ class ComatOutput(NamedTuple):
 class CompressAlignTransfer(nn.Module):
     """The loss that pulls an encoder's segments to a language model's token embeddings.
 
-    A row is inactive, which means loss 0 and no gradient, when it has fewer segments than tokens, no tokens, no CTC
-    path, or a score that is not finite along every path.
+    A row is inactive, which means loss 0 and no gradient, when it has no tokens, no segments (for want of frames or a
+    CTC path), fewer of them than tokens where the alignment is monotonic, or a score that is not finite along every
+    path.
 
     Args:
         feat_in: width of the encoder's frames.
         blank: id of the CTC blank.
-        compress, align, projection, transfer: the arguments of `CTCCompressor`, `monotonic_align`, `Projection` and
-            `TransferLoss`, as mappings.
+        compress, align: a `method` (a key of `COMPRESSORS` or `ALIGNERS`, by default the first) and the options of its
+            class, as a mapping. Options of the other methods' classes may be there and are not read.
+        projection, transfer: the arguments of `Projection` and `TransferLoss`, as mappings.
+    Raises:
+        ValueError: a method or an option is unknown, or does not fit feat_in.
     """
 
     def __init__(self, feat_in, blank, *, compress, align, projection, transfer):
         super().__init__()
-        self.compressor = CTCCompressor(blank, **compress)
-        self.align = dict(align)
+        self.compressor = _chosen("compress", COMPRESSORS, compress, feat_in=feat_in, blank=blank)
+        self.aligner = _chosen("align", ALIGNERS, align)
         self.projection = Projection(feat_in, **projection)
         self.transfer = TransferLoss(**transfer)
 
@@ -59,15 +72,39 @@ class CompressAlignTransfer(nn.Module):
             ComatOutput.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            compressed = self.compressor(hidden.float(), frame_len, log_probs.float(), targets, target_len)
+            compressed = self.compressor(
+                hidden.float(),
+                frame_len,
+                log_probs.float(),
+                targets,
+                target_len,
+                teacher.text_len,
+                teacher.embeddings.shape[1],
+            )
             # one frame that overflowed in half precision would turn the projection's gradient into NaN
             finite = compressed.segments.isfinite().all(-1, keepdim=True)
             student = self.projection(torch.where(finite, compressed.segments, 0))
             score = cosine_score(student, teacher.embeddings).masked_fill(~finite, float("nan"))
-            path = monotonic_align(score, compressed.seg_len, teacher.text_len, **self.align)
+            path, plan = self.aligner(score, compressed.seg_len, teacher.text_len)
             active = (path >= 0).any(1)
             text_len = torch.where(active, teacher.text_len, 0)
             mask = torch.arange(score.shape[2], device=score.device) < text_len[:, None]
-            student = token_average(student, path, score.shape[2])
-            loss = self.transfer(student, teacher.embeddings, mask, teacher.token_id)
+            compressed = compressed._replace(loss=torch.where(active, compressed.loss, 0))
+            student = token_average(student, path, score.shape[2]) if plan is None else plan_average(student, plan)
+            loss = self.transfer(student, teacher.embeddings, mask, teacher.token_id) + compressed.loss
         return ComatOutput(loss, active, text_len, score, path, compressed)
+
+
+def _chosen(step, classes, options, **given):
+    """Builds the class that options["method"] names from those of the options that its constructor takes."""
+    options = dict(options)
+    method = options.pop("method", next(iter(classes)))
+    if method not in classes:
+        raise ValueError(f"{step}.method must be one of {', '.join(classes)}; got {method!r}")
+    known = {key for cls in classes.values() for key in signature(cls).parameters} - set(given)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"{step} does not know {', '.join(unknown)}; its options are {', '.join(sorted(known))}")
+    options.update(given)
+    cls = classes[method]
+    return cls(**{key: options[key] for key in signature(cls).parameters if key in options})

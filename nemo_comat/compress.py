@@ -1,5 +1,7 @@
 """Compress: CTC labels cut an utterance's frames into segments, and each segment's frames are pooled into one vector.
 
+The other ways to compress are in cif.py and attention.py; all return `Compressed`.
+
 The labels are the model's greedy output or the CTC Viterbi path of the reference (`forced`). Source of CTC compression
 and of its three poolings: Gaido et al., arXiv 2102.01578. Using it on the way to a language model is the COMAT paper's
 "compress"; forced labels and the handling of impossible rows are ours.
@@ -21,13 +23,30 @@ class Compressed(NamedTuple):
 
     segments: [B, S, D] pooled frames, 0 on padding. seg_len: [B] int64 segments per row.
     seg_of_frame: [B, T] int64 segment of each frame, -1 on padding and dropped frames. seg_label: [B, S] int64 CTC
-    label of each segment, -1 on padding.
+    label of each segment, -1 on padding and where segments have none. loss: [B] what the compression itself adds to
+    the transfer loss, else 0.
     """
 
     segments: torch.Tensor
     seg_len: torch.Tensor
     seg_of_frame: torch.Tensor
     seg_label: torch.Tensor
+    loss: torch.Tensor
+
+
+def usable_frames(hidden, frame_len):
+    """Zeroes padding, and whole rows that are not finite: times 0 they would still be NaN in a layer's gradient.
+
+    Args:
+        hidden: [B, T, D]; gets gradients where it is kept.
+        frame_len: [B] valid frames.
+    Returns:
+        hidden [B, T, D]; inside [B, T] bool, True = a frame that is no padding; usable [B] bool, rows that have frames,
+        all of them finite.
+    """
+    inside = torch.arange(hidden.shape[1], device=hidden.device) < frame_len.to(hidden.device)[:, None]
+    usable = (hidden.isfinite().all(2) | ~inside).all(1) & inside.any(1)
+    return torch.where((inside & usable[:, None])[..., None], hidden, 0), inside, usable
 
 
 def ctc_viterbi(log_probs, frame_len, targets, target_len, *, blank):
@@ -206,7 +225,7 @@ def ctc_compress(
     segments = pool_segments(hidden, seg_of_frame, log_weight, bound)
     seg_label = frame_label.new_full((len(hidden), bound + 1), -1)
     seg_label = seg_label.scatter(1, _bins(seg_of_frame, bound), frame_label)[:, :bound]
-    return Compressed(segments, seg_len, seg_of_frame, seg_label)
+    return Compressed(segments, seg_len, seg_of_frame, seg_label, segments.new_zeros(len(hidden)))
 
 
 def _forced_labels(log_probs, frame_len, targets, target_len, blank):
@@ -227,9 +246,37 @@ class CTCCompressor(nn.Module):
         super().__init__()
         self.options = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
 
-    def forward(self, hidden, frame_len, log_probs, targets=None, target_len=None):
-        """Same shapes and returns as `ctc_compress`."""
+    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+        """Same shapes and returns as `ctc_compress`; text_len [B] and n_tokens, the teacher's tokens, are not read."""
         return ctc_compress(hidden, frame_len, log_probs, targets=targets, target_len=target_len, **self.options)
 
     def extra_repr(self):
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+
+class FrameCompressor(nn.Module):
+    """Compresses nothing: each valid frame is a segment of its own; no parameters."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+        """Frames as segments.
+
+        Args:
+            hidden: [B, T, D] encoder frames; gets gradients.
+            frame_len: [B] valid frames.
+            log_probs: [B, T, V] CTC log-posteriors; a segment's label is its frame's greedy one.
+            targets, target_len, text_len, n_tokens: not read.
+        Returns:
+            Compressed with S = T.
+        """
+        frame = torch.arange(hidden.shape[1], device=hidden.device)
+        inside = frame < frame_len.to(hidden.device)[:, None]
+        return Compressed(
+            segments=torch.where(inside[..., None], hidden, 0),
+            seg_len=inside.sum(1),
+            seg_of_frame=torch.where(inside, frame, -1),
+            seg_label=torch.where(inside, log_probs.detach().argmax(2), -1),
+            loss=hidden.new_zeros(len(hidden)),
+        )

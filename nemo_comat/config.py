@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_comat.align import BACKENDS
+from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.compress import BLANKS, LABELS, POOLS
 from nemo_comat.transfer import LOSSES
 
@@ -17,6 +18,8 @@ class ConfigError(ValueError):
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+# the ways to compress that give one segment for each token
+ONE_PER_TOKEN = ("cif", "attention")
 
 
 @dataclass
@@ -31,18 +34,24 @@ class TeacherConfig:
 
 @dataclass
 class CompressConfig:
-    """Arguments of `nemo_comat.compress.CTCCompressor`."""
+    """A method, and the arguments of all the classes in `nemo_comat.comat.COMPRESSORS`; each gets its own."""
 
+    method: str = "ctc"
     labels: str = "forced"
     blanks: str = "drop"
     pool: str = "avg"
+    quantity_weight: float = 1.0
+    heads: int = 4
 
 
 @dataclass
 class AlignConfig:
-    """Arguments of `nemo_comat.align.monotonic_align`."""
+    """A method, and the arguments of all the classes in `nemo_comat.comat.ALIGNERS`; each gets its own."""
 
+    method: str = "monotonic"
     backend: str = "auto"
+    epsilon: float = 0.05
+    iterations: int = 50
 
 
 @dataclass
@@ -112,6 +121,14 @@ def _check_keys(block, schema, where):
 
 
 def _check_values(cfg):
+    _one_of(cfg.compress.method, COMPRESSORS, "compress.method")
+    _one_of(cfg.align.method, ALIGNERS, "align.method")
+    # all other pairs fit: monotonic and sinkhorn take any number of segments
+    if cfg.align.method == "one_to_one" and cfg.compress.method not in ONE_PER_TOKEN:
+        raise ConfigError(
+            "model.comat.align.method one_to_one needs as many segments as tokens, so compress.method must be one of "
+            f"{', '.join(ONE_PER_TOKEN)}; got {cfg.compress.method!r}, which goes with monotonic or sinkhorn."
+        )
     _one_of(cfg.compress.labels, LABELS, "compress.labels")
     _one_of(cfg.compress.blanks, BLANKS, "compress.blanks")
     _one_of(cfg.compress.pool, POOLS, "compress.pool")
@@ -119,13 +136,17 @@ def _check_values(cfg):
     _one_of(cfg.transfer.loss, LOSSES, "transfer.loss")
     _one_of(cfg.teacher.dtype, DTYPES, "teacher.dtype")
     _at_least(cfg.weight, 0, "weight")
+    _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
+    _at_least(cfg.compress.heads, 1, "compress.heads")
+    _at_least(cfg.align.iterations, 1, "align.iterations")
     _at_least(cfg.warmup_steps, 0, "warmup_steps")
     _at_least(cfg.projection.depth, 1, "projection.depth")
     for key in ("teacher.max_length", "projection.dim"):
         if OmegaConf.select(cfg, key) is not None:
             _at_least(OmegaConf.select(cfg, key), 1, key)
-    if not cfg.transfer.temperature > 0:
-        raise ConfigError(f"model.comat.transfer.temperature must be above 0, got {cfg.transfer.temperature}.")
+    for key in ("transfer.temperature", "align.epsilon"):
+        if not OmegaConf.select(cfg, key) > 0:
+            raise ConfigError(f"model.comat.{key} must be above 0, got {OmegaConf.select(cfg, key)}.")
 
 
 def _one_of(value, choices, key):

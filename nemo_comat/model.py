@@ -3,6 +3,7 @@
 The logic is in a mixin, so that another CTC model of NeMo's becomes one of ours by inheriting it first.
 """
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +50,14 @@ def captured(**modules):
             handle.remove()
 
 
+@contextmanager
+def _as_config_error():
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"model.comat: {error}.") from None
+
+
 class ComatMixin:
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
@@ -65,10 +74,11 @@ class ComatMixin:
         self.comat, self._teacher = None, teacher
         if teacher is not None:
             block = self._cfg.comat
+            feat_in = self._feat_in()
             # our random numbers are drawn aside: the student's data order and dropout stay those of plain CTC
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _as_config_error():
                 self.comat = CompressAlignTransfer(
-                    self._feat_in(),
+                    feat_in,
                     self.decoder.num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
@@ -81,7 +91,8 @@ class ComatMixin:
             step = super().training_step(batch, batch_nb)
         *_, transcript, transcript_len = batch
         output, too_long = self._comat_output(seen, transcript, transcript_len)
-        transfer = reduce_rows(output.loss, output.text_len, self._cfg.get("ctc_reduction", "mean_batch"))
+        reduction = self._cfg.get("ctc_reduction", "mean_batch")
+        transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
@@ -93,6 +104,8 @@ class ComatMixin:
             train_text_too_long=too_long.float().sum(),
             comat_weight=weight,
         )
+        if self._cfg.comat.compress.method == "cif":
+            step["log"]["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
         return step
 
     @property
@@ -166,13 +179,16 @@ class ComatMixin:
         segs, tokens = int(output.compressed.seg_len[0]), int(output.text_len[0])
         seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
         frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
-        pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank"]
+        # the last one is for the label -1, of segments that have none
+        pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank", ""]
         return Alignment(
             score=output.score[0, :segs, :tokens].cpu(),
             path=output.path[0, :segs].cpu(),
             tokens=self._teacher.tokens(text),
             labels=[pieces[i] for i in output.compressed.seg_label[0, :segs].tolist()],
-            spans=[(int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) for f in frames],
+            spans=[
+                (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
+            ],
         )
 
     def load_state_dict(self, state_dict, strict=True, *args, **kwargs):
@@ -180,10 +196,10 @@ class ComatMixin:
         ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
         theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
         if ours and not theirs:
-            logging.info("These weights are a plain CTC model's: the COMAT projection keeps its present values.")
+            logging.info("These weights are a plain CTC model's: the COMAT part keeps its present values.")
             state_dict = {**state_dict, **ours}
         if theirs and not ours:
-            logging.info("COMAT is off in this model: the COMAT projection in these weights is left out.")
+            logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 

@@ -9,7 +9,8 @@ class Alignment(NamedTuple):
     """One utterance's alignment.
 
     score: [S, N]. path: [S] token of each segment. tokens: N strings, the teacher's. labels: S strings, the
-    recogniser's token of each segment. spans: S pairs of start and end in seconds.
+    recogniser's token of each segment, "" where segments have none. spans: S pairs of start and end in seconds, NaN
+    for a segment without a frame of its own.
     """
 
     score: torch.Tensor
@@ -47,7 +48,8 @@ def plot_alignment(alignment, file, *, title=""):
     axes.set_xticks(range(segs), [label.replace("▁", "_") for label in alignment.labels], rotation=60)
     axes.set_xlabel("segment: CTC label, and start in seconds above")
     above = axes.secondary_xaxis("top")
-    above.set_xticks(range(segs), [f"{start:.2f}" for start, _ in alignment.spans], rotation=60, fontsize="small")
+    starts = [f"{start:.2f}".replace("nan", "") for start, _ in alignment.spans]
+    above.set_xticks(range(segs), starts, rotation=60, fontsize="small")
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.9)
     if title:
         figure.suptitle(title)

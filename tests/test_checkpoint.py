@@ -189,3 +189,12 @@ def test_plain_connector_reads_the_dual_file_strictly(model, tmp_path):
         str(tmp_path / "m.nemo"), map_location="cpu", strict=True, save_restore_connector=SaveRestoreConnector()
     )
     assert type(plain) is EncDecCTCModelBPE
+
+
+def test_what_a_way_to_compress_learns_is_restored_too(small_cfg, tmp_path):
+    small_cfg.comat.compress.method, small_cfg.comat.align.method = "cif", "one_to_one"
+    model = ComatCTCModelBPE(cfg=small_cfg).eval()
+    model.save_to(str(tmp_path / "m.nemo"))
+    again = ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")
+    assert "comat.compressor.conv.weight" in again.state_dict() and same_weights(model, again)
+    assert again.cfg.comat == model.cfg.comat

@@ -3,16 +3,33 @@
 import pytest
 import torch
 
-from nemo_comat import CompressAlignTransfer
+from nemo_comat import CompressAlignTransfer, sinkhorn
 from nemo_comat.teacher import TeacherOutput
 
 BLANK, DIM, WIDTH = 5, 8, 6
+# compress.method and align.method: COMAT, its relatives, and the pairs that no paper has
+METHODS = [
+    ("ctc", "monotonic"),
+    ("cif", "one_to_one"),
+    ("attention", "one_to_one"),
+    ("none", "sinkhorn"),
+    ("cif", "monotonic"),
+    ("attention", "sinkhorn"),
+    ("none", "monotonic"),
+    ("ctc", "sinkhorn"),
+]
+every_method = pytest.mark.parametrize("methods", METHODS, ids="-".join)
 
 
-def build(labels="forced", **transfer):
+def build(labels="forced", methods=METHODS[0], **transfer):
     torch.manual_seed(0)
     return CompressAlignTransfer(
-        DIM, BLANK, compress={"labels": labels}, align={"backend": "auto"}, projection={"dim": WIDTH}, transfer=transfer
+        DIM,
+        BLANK,
+        compress={"method": methods[0], "labels": labels},
+        align={"method": methods[1], "backend": "auto"},
+        projection={"dim": WIDTH},
+        transfer=transfer,
     )
 
 
@@ -35,6 +52,138 @@ def test_which_rows_take_part():
     assert out.active.tolist() == [True, True, False, False, False]
     assert out.text_len.tolist() == [3, 2, 0, 0, 0]
     assert (out.loss[:2] > 0).all() and (out.loss[2:] == 0).all()
+
+
+def active_rows(methods):
+    """What `batch` gives: the fourth row has too few labels for its tokens, the fifth too few frames for its labels."""
+    few_segments, no_ctc_path = methods == ("ctc", "monotonic"), methods[0] == "ctc"
+    return [True, True, False, not few_segments, not no_ctc_path]
+
+
+@every_method
+def test_which_rows_take_part_by_method(methods):
+    out = build(methods=methods)(*batch())
+    assert out.active.tolist() == active_rows(methods)
+    assert out.text_len.tolist() == [n * a for n, a in zip([3, 2, 0, 4, 2], active_rows(methods))]
+    assert (out.loss > 0).equal(out.active) and (out.loss[~out.active] == 0).all()
+    assert out.path.shape == out.compressed.seg_label.shape == out.score.shape[:2]
+    assert ((out.path >= 0).sum(1) == torch.where(out.active, out.compressed.seg_len, 0)).all()
+
+
+@every_method
+def test_gradient_reaches_active_frames_by_method(methods):
+    args, module = batch(), build(methods=methods)
+    module(*args).loss.sum().backward()
+    assert (args[0].grad.abs().sum((1, 2)) > 0).tolist() == active_rows(methods)
+    assert args[-1].embeddings.grad is None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_harms_no_other_by_method(methods, poison):
+    args, module = batch(), build(methods=methods)
+    clean = module(*args)
+    args[0].data[1, 3:15] = poison  # the other frames of the row are good
+    out = module(*args)
+    assert out.active.tolist() == [a and row != 1 for row, a in enumerate(active_rows(methods))]
+    keep = torch.tensor([0, 2, 3, 4])
+    torch.testing.assert_close(out.loss[keep], clean.loss[keep])
+    assert out.loss[1] == 0
+    out.loss.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+    assert args[0].grad.isfinite().all() and (args[0].grad[1] == 0).all()
+
+
+@every_method
+def test_a_teacher_that_is_not_finite_takes_its_row_out_by_method(methods):
+    args, module = batch(), build(methods=methods)
+    args[-1].embeddings.data[0, 1] = float("nan")
+    out = module(*args)
+    assert out.active.tolist() == [False, *active_rows(methods)[1:]]
+    out.loss.sum().backward()
+    assert out.loss[0] == 0 and all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@every_method
+def test_padding_changes_nothing_by_method(methods):
+    args, module = batch(), build(methods=methods)
+    plain = module(*args)
+    hidden, frame_len, log_probs, targets, target_len, teacher = args
+    hidden, log_probs = (torch.nn.functional.pad(x, (0, 0, 0, 5), value=3.0) for x in (hidden, log_probs))
+    hidden = torch.where((torch.arange(25) < frame_len[:, None])[..., None], hidden, float("nan"))
+    teacher = teacher._replace(
+        embeddings=torch.nn.functional.pad(teacher.embeddings, (0, 0, 0, 2), value=3.0),
+        token_id=torch.nn.functional.pad(teacher.token_id, (0, 2)),
+    )
+    out = module(hidden, frame_len, log_probs, targets, target_len, teacher)
+    torch.testing.assert_close(out.loss, plain.loss)
+    assert out.active.equal(plain.active)
+
+
+@every_method
+def test_without_active_rows_every_parameter_gets_a_gradient_of_0(methods):
+    args, module = batch(text_len=(1, 1, 1, 1, 1)), build(methods=methods)
+    out = module(*args[:-1], args[-1]._replace(text_len=torch.zeros(5, dtype=torch.int64)))
+    assert not out.active.any()
+    out.loss.sum().backward()
+    assert args[0].grad.eq(0).all() and all(p.grad.eq(0).all() for p in module.parameters())
+
+
+@every_method
+def test_under_autocast_the_loss_is_still_float32_by_method(methods):
+    args, module = batch(), build(methods=methods)
+    plain = module(*args).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(module(*args).loss, plain)
+
+
+def test_the_quantity_loss_is_added_to_active_rows():
+    args = batch()
+    one, two = (CompressAlignTransfer(
+        DIM, BLANK, compress={"method": "cif", "quantity_weight": weight}, align={"method": "one_to_one"},
+        projection={"dim": WIDTH}, transfer={},
+    ) for weight in (0.0, 2.0))  # fmt: skip
+    two.load_state_dict(one.state_dict())
+    without, with_it = one(*args), two(*args)
+    log_weight = two.compressor.log_weight(torch.where(torch.arange(20)[:, None] < 18, args[0][1], 0)[None])
+    wanted = 2 * abs(log_weight[0, :18].exp().sum().item() - 2)
+    assert (with_it.loss - without.loss)[1].item() == pytest.approx(wanted, rel=1e-4)
+    assert with_it.compressed.loss[1].item() == pytest.approx(wanted, rel=1e-4)
+    assert with_it.loss[2] == 0 and with_it.compressed.loss[2] == 0
+
+
+def test_one_to_one_pulls_each_segment_to_its_own_token():
+    args, module = batch(), build(methods=("attention", "one_to_one"))
+    out = module(*args)
+    vectors, wanted = module.projection(out.compressed.segments[0, :3]), args[-1].embeddings[0, :3]
+    assert out.path[0].tolist() == [0, 1, 2, -1]
+    assert out.loss[0].item() == pytest.approx((1 - torch.cosine_similarity(vectors, wanted)).sum().item(), abs=1e-5)
+
+
+def test_transport_pulls_the_planned_mean_of_the_frames():
+    args, module = batch(), build(methods=("none", "sinkhorn"))
+    out = module(*args)
+    plan = sinkhorn(1 - out.score[1:2], torch.tensor([18]), torch.tensor([2]))[0, :18, :2]
+    vectors = module.projection(args[0][1, :18])
+    mean = torch.stack([(plan[:, n, None] * vectors).sum(0) / plan[:, n].sum() for n in range(2)])
+    wanted = (1 - torch.cosine_similarity(mean, args[-1].embeddings[1, :2])).sum().item()
+    assert out.loss[1].item() == pytest.approx(wanted, abs=1e-5)
+    assert out.path[1, :18].equal(plan.argmax(1).int())
+
+
+@pytest.mark.parametrize(
+    "compress, align, message",
+    [
+        ({"method": "rnn"}, {}, "compress.method must be one of ctc, cif, attention, none; got 'rnn'"),
+        ({}, {"method": "dtw"}, "align.method must be one of monotonic, one_to_one, sinkhorn; got 'dtw'"),
+        ({"method": "none", "lables": "x"}, {}, "compress does not know lables; its options are blanks, heads, labels"),
+        ({}, {"blank": 3}, "align does not know blank; its options are backend, epsilon, iterations"),
+    ],
+)
+def test_unknown_methods_and_options_are_refused(compress, align, message):
+    with pytest.raises(ValueError, match=message):
+        CompressAlignTransfer(DIM, BLANK, compress=compress, align=align, projection={"dim": WIDTH}, transfer={})
 
 
 @pytest.mark.parametrize("labels", ["forced", "greedy"])

@@ -6,15 +6,18 @@ from inspect import signature
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_comat import Teacher, config, monotonic_align
-from nemo_comat.compress import CTCCompressor
+from nemo_comat import Teacher, config
+from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.transfer import Projection, TransferLoss
 
 
 def test_defaults_are_filled_in():
     block = config.read_comat_config({"weight": 1, "teacher": {"layers": [-1, -2]}})
     assert block.weight == 1.0 and block.teacher.layers == [-1, -2]
-    assert block.compress == {"labels": "forced", "blanks": "drop", "pool": "avg"}
+    assert block.compress == dict(
+        method="ctc", labels="forced", blanks="drop", pool="avg", quantity_weight=1.0, heads=4
+    )
+    assert block.align == dict(method="monotonic", backend="auto", epsilon=0.05, iterations=50)
     assert OmegaConf.is_config(block) and "surprise" not in block
 
 
@@ -26,6 +29,13 @@ def test_defaults_are_filled_in():
         ({"compress": {"labels": "viterbi"}}, "compress.labels must be one of greedy, forced; got 'viterbi'"),
         ({"compress": {"pool": "max"}}, "compress.pool must be one of avg, weighted, softmax; got 'max'"),
         ({"compress": {"blanks": True}}, "compress.blanks must be one of drop, keep"),
+        ({"compress": {"method": "rnn"}}, "compress.method must be one of ctc, cif, attention, none; got 'rnn'"),
+        ({"compress": {"methd": "cif"}}, r"compress\.methd is not known; .* Did you mean method\?"),
+        ({"compress": {"quantity_weight": -1}}, "compress.quantity_weight must be 0 or more, got -1"),
+        ({"compress": {"heads": 0}}, "compress.heads must be 1 or more, got 0"),
+        ({"align": {"method": "dtw"}}, "align.method must be one of monotonic, one_to_one, sinkhorn; got 'dtw'"),
+        ({"align": {"epsilon": 0}}, "align.epsilon must be above 0, got 0"),
+        ({"align": {"iterations": 0}}, "align.iterations must be 1 or more, got 0"),
         ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
         ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),
         ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
@@ -50,11 +60,35 @@ def test_mistakes_get_one_sentence(block, message):
     "schema, built",
     [
         (config.TeacherConfig, Teacher),
-        (config.CompressConfig, CTCCompressor),
-        (config.AlignConfig, monotonic_align),
         (config.ProjectionConfig, Projection),
         (config.TransferConfig, TransferLoss),
     ],
 )
 def test_keys_are_constructor_arguments(schema, built):
     assert {f.name for f in fields(schema)} <= set(signature(built).parameters)
+
+
+@pytest.mark.parametrize(
+    "schema, classes, given",
+    [(config.CompressConfig, COMPRESSORS, {"feat_in", "blank"}), (config.AlignConfig, ALIGNERS, set())],
+)
+def test_keys_are_the_arguments_of_all_methods(schema, classes, given):
+    defaults = {f.name: f.default for f in fields(schema)}
+    assert defaults.pop("method") == next(iter(classes))
+    found = {}
+    for built in classes.values():
+        found.update({p.name: p.default for p in signature(built).parameters.values() if p.name not in given})
+    assert found == defaults
+
+
+@pytest.mark.parametrize("align", ALIGNERS)
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_which_methods_go_together(compress, align):
+    block = {"compress": {"method": compress}, "align": {"method": align}}
+    if align == "one_to_one" and compress in ("ctc", "none"):
+        message = f"one_to_one needs as many segments as tokens, so .* one of cif, attention; got '{compress}'"
+        with pytest.raises(config.ConfigError, match=message) as error:
+            config.read_comat_config(block)
+        assert "\n" not in str(error.value)
+    else:
+        assert config.read_comat_config(block).align.method == align

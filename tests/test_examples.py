@@ -11,10 +11,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.align import MonotonicAligner, OneToOneAligner
+from nemo_comat.attention import AttentionCompressor
+from nemo_comat.cif import CIFCompressor
+from nemo_comat.compress import CTCCompressor, FrameCompressor
+from nemo_comat.transport import SinkhornAligner
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
 CONFIGS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))
+# the classes and the loss that a config chooses, where they are not COMAT's own
+BUILT = {
+    "kt_rl_cif": (CIFCompressor, OneToOneAligner, "cosine"),
+    "kt_rl_att": (AttentionCompressor, OneToOneAligner, "cosine"),
+    "optimal_transport": (FrameCompressor, SinkhornAligner, "cosine"),
+    "hkd": (CIFCompressor, OneToOneAligner, "contrastive"),
+}
 
 
 def load(name):
@@ -47,8 +59,21 @@ def test_every_config_is_instantiated(script, name):
     script.prepare(cfg)
     model = ComatCTCModelBPE(cfg=cfg.model)
     weights = sum(p.numel() for p in model.encoder.parameters())
-    assert (12e6 < weights < 14e6) if name == "conformer_ctc_comat" else (0.5e6 < weights < 2e6)
+    assert (0.5e6 < weights < 2e6) if name == "conformer_ctc_comat_demo" else (12e6 < weights < 14e6)
     assert model.comat is not None and len(model._train_dl.dataset) == 420
+    built = (type(model.comat.compressor), type(model.comat.aligner), model.comat.transfer.options["loss"])
+    assert built == BUILT.get(name, (CTCCompressor, MonotonicAligner, "cosine"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_says_how_it_is_launched(name):
+    header = (ROOT / "conf" / f"{name}.yaml").read_text().split("\n\n")[0]
+    assert f"python examples/speech_to_text_comat.py --config-name={name}" in header
+
+
+def test_every_config_has_a_name_of_its_own():
+    names = {OmegaConf.load(ROOT / "conf" / f"{name}.yaml").name for name in CONFIGS}
+    assert len(names) == len(CONFIGS)
 
 
 def test_without_a_manifest_the_embedded_corpus_is_said_in_one_line(script, monkeypatch):

@@ -1,14 +1,18 @@
 """The NeMo model: what it adds, what it leaves alone, and that it trains."""
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModelBPE, Teacher, plot_alignment
+from nemo_comat import ComatCTCModelBPE, ConfigError, Teacher, plot_alignment
 from nemo_comat.model import captured
 
+ROOT = Path(__file__).resolve().parents[1]
+RELATIVES = ("kt_rl_cif", "kt_rl_att", "optimal_transport", "hkd")
 FORMS = {"no block": None, "greedy": {"compress": {"labels": "greedy"}}, "forced": {"compress": {"labels": "forced"}}}
 
 
@@ -79,6 +83,51 @@ def test_all_forms_train(small_cfg, form):
         # two batches an epoch
         transfer = [step["train_transfer_loss"] for step in logged]
         assert sum(transfer[-2:]) < 0.9 * sum(transfer[:2])
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_train(small_cfg, name):
+    small_cfg.comat = OmegaConf.merge(small_cfg.comat, OmegaConf.load(ROOT / "conf" / f"{name}.yaml").model.comat)
+    small_cfg.optim.lr = 5e-3
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=6, overfit_batches=1)
+    assert [step["train_active_fraction"] for step in logged] == [1.0] * 6
+    assert logged[5]["train_transfer_loss"] < 0.95 * logged[0]["train_transfer_loss"]
+    assert all(("train_quantity_loss" in step) == (name in ("kt_rl_cif", "hkd")) for step in logged)
+    grads = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
+    ours = {f"comat.{key}" for key, _ in model.comat.named_parameters()}
+    assert ours <= set(grads) and all(grads[key].isfinite().all() and grads[key].abs().sum() > 0 for key in ours)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", RELATIVES[:3])
+def test_relatives_give_an_alignment_to_look_at(small_cfg, manifest, tmp_path, name):
+    small_cfg.comat = OmegaConf.merge(small_cfg.comat, OmegaConf.load(ROOT / "conf" / f"{name}.yaml").model.comat)
+    row = OmegaConf.create(open(manifest).readline())
+    alignment = ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text)
+    assert len(alignment.path) == len(alignment.labels) == len(alignment.spans) == len(alignment.score)
+    if name == "optimal_transport":
+        assert "" not in alignment.labels and all(end > start for start, end in alignment.spans)
+    else:
+        assert alignment.path.tolist() == list(range(len(alignment.tokens))) and set(alignment.labels) == {""}
+        plot_alignment(alignment, tmp_path / "a.png")
+
+
+def test_heads_that_do_not_divide_the_width_are_a_config_error(small_cfg):
+    small_cfg.comat.compress.update(method="attention", heads=5)
+    with pytest.raises(ConfigError, match=r"model\.comat: compress\.heads must divide the encoder's width 32; got 5\."):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
+def test_a_config_from_before_the_methods_is_comat_as_it_was(small_cfg):
+    new, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
+    old = {
+        "weight": 0.3,
+        "compress": {"labels": "forced", "blanks": "drop", "pool": "avg"},
+        "align": {"backend": "auto"},
+    }
+    same, again = train(ComatCTCModelBPE, with_comat(small_cfg, old), steps=1)
+    assert again[-1]["train_loss"] == logged[-1]["train_loss"]
+    assert new.state_dict().keys() == same.state_dict().keys() and same.cfg.comat == new.cfg.comat
 
 
 @pytest.mark.parametrize("layer", [None, 1, 0])

@@ -31,6 +31,12 @@ def test_picture_shows_tokens_labels_and_times(tmp_path, monkeypatch):
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
+def test_segments_without_label_or_frame_are_drawn(tmp_path):
+    nan = float("nan")
+    plot_alignment(ALIGNMENT._replace(labels=[""] * 5, spans=[(nan, nan)] * 5), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
 def test_without_matplotlib_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'nemo_comat\[demo\]'"):

@@ -1,0 +1,91 @@
+"""Positional queries: one per token, each collects its segment from the encoder's frames by cross-attention.
+
+Source: the "ATT" of KT-RL, arXiv 2203.03582. That the frames' positions are added to the keys, and the treatment of
+impossible rows, are ours.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from nemo_comat.compress import Compressed, usable_frames
+
+
+def sinusoids(length, dim, device=None):
+    """Position encodings: sin and cos of position / 10000^(2i / dim), interleaved.
+
+    Args:
+        length: number of positions.
+        dim: width D; an odd one ends on a sine.
+        device: where they are wanted.
+    Returns:
+        [length, D] float32.
+    Source: arXiv 1706.03762.
+    """
+    rate = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000) / dim))
+    angle = torch.arange(length, device=device)[:, None] * rate
+    return torch.stack((angle.sin(), angle.cos()), 2).flatten(1)[:, :dim]
+
+
+class AttentionCompressor(nn.Module):
+    """One layer of cross-attention: the queries are projected position encodings, the values the frames.
+
+    Args:
+        feat_in: width of the encoder's frames.
+        heads: attention heads; must divide feat_in.
+    Raises:
+        ValueError: heads does not divide feat_in.
+    """
+
+    def __init__(self, feat_in, heads=4):
+        super().__init__()
+        if heads < 1 or feat_in % heads:
+            raise ValueError(f"compress.heads must divide the encoder's width {feat_in}; got {heads}")
+        self.query = nn.Linear(feat_in, feat_in)
+        self.attention = nn.MultiheadAttention(feat_in, heads, batch_first=True)
+
+    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+        """One segment per token, from the frames and the number of tokens alone.
+
+        Args:
+            hidden: [B, T, D] encoder frames; gets gradients.
+            frame_len: [B] valid frames.
+            log_probs, targets, target_len: not read.
+            text_len: [B] tokens of the language model.
+            n_tokens: N, a number known on the host.
+        Returns:
+            Compressed with S = N and no labels; `seg_of_frame` is the segment that attends to the frame most. Rows
+            without frames, or with one that is not finite, have seg_len 0.
+        """
+        hidden, inside, usable = usable_frames(hidden, frame_len)
+        segments, attended = self.attend(hidden, inside, n_tokens)
+        kept = torch.arange(n_tokens, device=hidden.device) < torch.where(usable, text_len, 0)[:, None]
+        seg_of_frame = attended.detach().masked_fill(~kept[..., None], -1).argmax(1)
+        return Compressed(
+            segments=torch.where(kept[..., None], segments, 0),
+            seg_len=kept.sum(1),
+            seg_of_frame=torch.where(inside & kept[:, :1], seg_of_frame, -1),
+            seg_label=seg_of_frame.new_full((len(hidden), n_tokens), -1),
+            loss=segments.new_zeros(len(hidden)),
+        )
+
+    def attend(self, hidden, inside, n_tokens):
+        """Queries over frames.
+
+        Args:
+            hidden: [B, T, D]. inside: [B, T] bool, True = a frame that may be attended to. n_tokens: N.
+        Returns:
+            segments [B, N, D] and the heads' mean attention [B, N, T], both float32. A row without frames attends to
+            its first one.
+        """
+        dtype = self.query.weight.dtype
+        query = self.query(sinusoids(n_tokens, hidden.shape[2], hidden.device).to(dtype))
+        key = hidden + sinusoids(hidden.shape[1], hidden.shape[2], hidden.device)
+        # a softmax over nothing would be NaN, in the gradient too
+        first = torch.arange(hidden.shape[1], device=hidden.device) == 0
+        padding = ~(inside | first)
+        segments, attended = self.attention(
+            query.expand(len(hidden), -1, -1), key.to(dtype), hidden.to(dtype), key_padding_mask=padding
+        )
+        return segments.float(), attended.float()

@@ -1,0 +1,86 @@
+"""Optimal transport as alignment: a soft plan between segments and tokens instead of a path.
+
+Source: arXiv 2309.13650; the iteration is Sinkhorn's, Cuturi, arXiv 1306.0895.
+"""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def sinkhorn(cost, seg_len, text_len, *, epsilon=0.05, iterations=50):
+    """Plan P that minimises sum(P * cost) - epsilon * entropy(P), by Sinkhorn's iteration on logarithms.
+
+    Both marginals are uniform: each valid segment gives 1 / seg_len, each valid token receives 1 / text_len. The
+    iteration ends on the tokens, so theirs holds exactly and the segments' up to convergence.
+
+    Args:
+        cost: [B, S, N], any float dtype; computed in float32. No gradient.
+        seg_len, text_len: [B] valid segments / tokens.
+        epsilon: above 0, in units of cost; towards 0 the plan becomes a matching, and takes more iterations.
+        iterations: fixed number of them, at least 1.
+    Returns:
+        [B, S, N] float32, of sum 1; 0 on padding and on whole rows that have no segments, no tokens, or a cost that is
+        not finite.
+    Raises:
+        ValueError: cost is not 3-D, or epsilon or iterations is out of range.
+    Source: arXiv 1306.0895.
+    """
+    if cost.dim() != 3:
+        raise ValueError(f"cost must be [B, S, N], got {tuple(cost.shape)}")
+    if not epsilon > 0 or not iterations >= 1:
+        raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
+    seg_len, text_len = (x.to(cost.device)[:, None] for x in (seg_len, text_len))
+    is_seg, is_token = (
+        torch.arange(size, device=cost.device) < length for size, length in zip(cost.shape[1:], (seg_len, text_len))
+    )
+    inside = is_seg[:, :, None] & is_token[:, None, :]
+    cost = torch.where(inside, cost.float(), 0)
+    usable = cost.isfinite().all(2).all(1, keepdim=True) & (seg_len > 0) & (text_len > 0)
+    # the kernel's logarithm; padding stays finite, so that no -inf - -inf arises where a whole row is padding
+    lowest = torch.finfo(torch.float32).min / 4
+    kernel = (cost / -epsilon).clamp(min=lowest).masked_fill(~inside, lowest)
+    to_seg, to_token = (-length.clamp(min=1).float().log() for length in (seg_len, text_len))
+    v = kernel.new_zeros(is_token.shape)
+    for _ in range(iterations):
+        u = torch.where(is_seg, to_seg - (kernel + v[:, None, :]).logsumexp(2), lowest)
+        v = torch.where(is_token, to_token - (kernel + u[:, :, None]).logsumexp(1), lowest)
+    # the last step for the tokens as a softmax, whose sums are exact whatever the scores
+    plan = (kernel + u[:, :, None]).softmax(1) * to_token.exp()[..., None]
+    return torch.where(inside & usable[..., None], plan, 0)
+
+
+def plan_average(segments, plan):
+    """Mean of the segments, weighted for each token by its column of a plan.
+
+    Args:
+        segments: [B, S, D]; gets gradients.
+        plan: [B, S, N] weights, 0 or above; gets none.
+    Returns:
+        [B, N, D], 0 for a token without weight.
+    Source: arXiv 2309.13650.
+    """
+    total = plan.detach().sum(1, keepdim=True)
+    return (plan.detach() / torch.where(total > 0, total, 1)).transpose(1, 2) @ segments
+
+
+class SinkhornAligner(nn.Module):
+    """`sinkhorn` on the cost 1 - score, with its options kept; no parameters.
+
+    Args:
+        epsilon, iterations: as in `sinkhorn`.
+    """
+
+    def __init__(self, epsilon=0.05, iterations=50):
+        super().__init__()
+        self.options = dict(epsilon=epsilon, iterations=iterations)
+
+    def forward(self, score, seg_len, text_len):
+        """As `MonotonicAligner.forward`; the plan is soft, and the path its largest token for each segment."""
+        plan = sinkhorn(1 - score, seg_len, text_len, **self.options)
+        inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
+        planned = plan.sum((1, 2)) > 0
+        return torch.where(inside & planned[:, None], plan.argmax(2), -1).int(), plan
+
+    def extra_repr(self):
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -19,7 +19,7 @@ CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance 
 
 
 def pytest_runtest_setup(item):
-    if "gpu" in item.keywords and not torch.cuda.is_available():
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 

@@ -43,15 +43,14 @@ def librispeech(folder, splits):
         (chapter / "19-198.trans.txt").write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture
-def data(manifest, tmp_path):
+@pytest.fixture(scope="module")
+def data(manifest, tmp_path_factory):
     """The recipe's data folder, of 16 utterances that are all three splits."""
-    source = tmp_path / "manifests"
-    source.mkdir()
+    source, folder = (tmp_path_factory.mktemp(name) for name in ("manifests", "data"))
     for split in prepare.SPLITS:
         (source / f"{split}.json").write_text(Path(manifest).read_text())
-    prepare.prepare([source], tmp_path / "data", vocab_size=40)
-    return tmp_path / "data"
+    prepare.prepare([source], folder, vocab_size=40)
+    return folder
 
 
 # --- data ---
@@ -101,27 +100,36 @@ def test_texts_to_speak_are_cut_in_order():
 
 
 @pytest.mark.parametrize("scale", train.RECIPE.scales)
-@pytest.mark.parametrize("arm", train.RECIPE.arms)
-def test_arms_differ_only_in_their_losses(data, tmp_path, arm, scale):
-    cfg, _ = train.arm_config(arm, data, tmp_path, scale)
-    base, _ = train.arm_config("ctc", data, tmp_path, scale)
-    layer = (cfg.model.encoder.n_layers - 1) // 2
-    assert list(cfg.model.interctc.apply_at_layers) == ([layer] if "interctc" in arm else [])
-    assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc"))
-    for config in (cfg, base):
-        del config.model.comat, config.model.interctc, config.name
-    assert cfg.model == base.model and cfg.trainer == base.trainer
+def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
+    configs = {arm: train.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
+    layer = (configs["ctc"].model.encoder.n_layers - 1) // 2
+    for arm, cfg in configs.items():
+        assert list(cfg.model.interctc.apply_at_layers) == ([layer] if "interctc" in arm else [])
+        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc"))
+    methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}
+    assert methods["kt_rl_cif"] == ("cif", "one_to_one") and methods["optimal_transport"] == ("none", "sinkhorn")
+    for cfg in configs.values():
+        del cfg.model.comat, cfg.model.interctc, cfg.name
+        assert cfg.model == configs["ctc"].model and cfg.trainer == configs["ctc"].trainer
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path):
-    train.train("comat", "whole", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
-    # stopped after the first epoch, as by a signal: the schedule is the whole one's
-    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2", "++trainer.max_steps=2"])
-    folder = tmp_path / "parts" / "seed1"
-    settings = json.loads((folder / "run.json").read_text())
-    overrides = [override for override in settings["overrides"] if "max_steps" not in override]
-    (folder / "run.json").write_text(json.dumps({**settings, "overrides": overrides, "finished": False}))
-    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path, monkeypatch):
+    def go(name, *overrides):
+        return train.train("comat", name, 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2", *overrides])
+
+    def power_cut(history, trainer, model):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+        seeds(history, trainer, model)
+
+    go("whole")
+    seeds = train.History.on_train_epoch_start
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(train.History, "on_train_epoch_start", power_cut)
+        go("parts")
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        score.score(tmp_path / "parts" / "seed1", data)
+    folder = go("parts")
     whole, parts = (
         [json.loads(line) for line in (tmp_path / name / "seed1" / "history.jsonl").read_text().splitlines()]
         for name in ("whole", "parts")
@@ -130,10 +138,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path):
     assert parts[1]["val_loss"] == pytest.approx(whole[1]["val_loss"], rel=1e-4)
     assert parts[1]["train_ctc_loss"] == pytest.approx(whole[1]["train_ctc_loss"], rel=1e-4)
     before = (folder / "history.jsonl").read_text()
-    train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2"])
+    go("parts")
     assert (folder / "history.jsonl").read_text() == before  # finished: nothing is done again
     with pytest.raises(ValueError, match="holds a run of other settings"):
-        train.train("comat", "parts", 1, data, tmp_path, "cpu", [*TINY, "model.comat.weight=2"])
+        go("parts", "model.comat.weight=2")
     score.score(folder, data)
     rows = json.loads((folder / "test.json").read_text())
     assert [row["reference"] for row in rows] == [

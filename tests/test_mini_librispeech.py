@@ -1,8 +1,10 @@
 """The recipe: data in its three forms, arms that differ in what they should, stop and resume, and the report's sums."""
 
 import json
+import subprocess
 import sys
 import tarfile
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -187,6 +189,33 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
     assert run.run_all(args) == [("comat", 1)]
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+def test_stopping_the_table_stops_its_runs(data, tmp_path):
+    command = [sys.executable, str(RECIPE / "run.py"), f"--data={data}", f"--out={tmp_path}", "--arms", "ctc"]
+    log, settings = tmp_path / "ctc" / "seed1" / "log", tmp_path / "ctc" / "seed1" / "run.json"
+    with subprocess.Popen([*command, "--scale=cpu", "--seeds", "1"], stderr=subprocess.DEVNULL) as table:
+        end = time.monotonic() + 60
+        while not log.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        table.terminate()
+        assert table.wait(timeout=30) == 143
+    # whoever holds the log for long would be a run that goes on
+    end = time.monotonic() + 10
+    while holders(log) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert log.exists() and not holders(log) and not settings.exists()
+
+
+def holders(file):
+    """Processes whose standard output is this file."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found += [process.name] if (process / "fd" / "1").resolve() == file.resolve() else []
+        except OSError:  # gone meanwhile, or another user's
+            pass
+    return found
 
 
 # --- probe ---

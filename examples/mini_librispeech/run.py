@@ -81,6 +81,8 @@ def main():
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
+    # as Ctrl-C: the runs are stopped too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = run_all(args)
     for arm, seed in failed:
         print(f"{arm} seed {seed} failed; see {args.out / arm / f'seed{seed}' / 'log'}", file=sys.stderr)

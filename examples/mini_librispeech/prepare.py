@@ -139,7 +139,8 @@ def main():
         sys.exit(str(error))
     for split, split_rows in rows.items():
         hours = sum(row["duration"] for row in split_rows) / 3600
-        print(f"{split}: {len(split_rows)} utterances, {hours:.2f} h")
+        words = sum(len(row["text"].split()) for row in split_rows)
+        print(f"{split}: {len(split_rows)} utterances, {words} words, {hours:.2f} h")
     print(f"written: {args.out}; train with --data={args.out}")
 
 

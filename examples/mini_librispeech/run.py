@@ -87,7 +87,7 @@ def main():
     for arm, seed in failed:
         print(f"{arm} seed {seed} failed; see {args.out / arm / f'seed{seed}' / 'log'}", file=sys.stderr)
     try:
-        print(report(args.out))
+        print(report(args.out, data=args.data))
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(1 if failed else 0)

@@ -15,6 +15,9 @@ from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from demo_report import read_manifest  # noqa: E402
+
 
 def checkpoint_of(folder):
     """The run's .nemo file, the checkpoint of lowest dev WER.
@@ -29,6 +32,13 @@ def checkpoint_of(folder):
     return found[0]
 
 
+def restore_on_dev(folder, data):
+    """A finished run's model in evaluation mode, on the CPU, with dev in `_validation_dl`."""
+    model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)), map_location="cpu").eval()
+    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(data / "dev.json")})
+    return model
+
+
 def score(folder, data, splits=("dev", "test"), batch_size=16):
     """Writes FOLDER/SPLIT.json for each split that has none yet."""
     missing = [split for split in splits if not (folder / f"{split}.json").exists()]
@@ -36,11 +46,9 @@ def score(folder, data, splits=("dev", "test"), batch_size=16):
         return
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
     for split in missing:
-        lines = (data / f"{split}.json").read_text(encoding="utf-8").splitlines()
-        manifest = [json.loads(line) for line in lines if line.strip()]
-        audio = [row["audio_filepath"] for row in manifest]
+        audio, texts = read_manifest(data / f"{split}.json")
         found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
-        rows = [{"reference": row["text"], "transcript": hyp.text} for row, hyp in zip(manifest, found, strict=True)]
+        rows = [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
         part = folder / f"{split}.part"
         part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
         part.rename(folder / f"{split}.json")

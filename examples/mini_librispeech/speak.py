@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo_corpus"))
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "demo_corpus")]
 from build_corpus import load_tts, synthesise, write_opus  # noqa: E402
+from build_tokenizer import read_texts  # noqa: E402
 
 WORDS = (4, 12)
 SPEED_RANGE = (0.65, 0.85)  # of the voice's own pace, about 4 words a second
@@ -35,8 +37,7 @@ def cut(text, rng):
 
 def read_pieces(manifest, rng):
     """All different pieces of a manifest's transcripts, in random order."""
-    texts = [json.loads(line)["text"] for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
-    pieces = list(dict.fromkeys(piece for text in texts for piece in cut(text, rng)))
+    pieces = list(dict.fromkeys(piece for text in read_texts([manifest]) for piece in cut(text, rng)))
     rng.shuffle(pieces)
     return pieces
 

@@ -92,7 +92,7 @@ def arm_config(arm, data, folder, scale, extra=()):
     Args:
         arm: a name of recipe.yaml's arms. data, folder: paths. scale: a name of its scales. extra: overrides.
     Returns:
-        DictConfig as examples/speech_to_text_comat.py gets it.
+        DictConfig as examples/speech_to_text_comat.py gets it, and the list of all overrides.
     """
     data, parts = data.resolve(), RECIPE.arms[arm]
     overrides = [

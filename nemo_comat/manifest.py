@@ -22,9 +22,14 @@ def check_dataset(dataset, name):
     """
     if dataset.get("is_tarred") or dataset.get("use_lhotse") or dataset.get("tarred_audio_filepaths"):
         return
-    paths = dataset.get("manifest_filepath") or []
-    for path in paths.split(",") if isinstance(paths, str) else _flat(paths):
+    for path in manifest_paths(dataset):
         check_manifest(path, name)
+
+
+def manifest_paths(dataset):
+    """Paths that a ``*_ds`` block's manifest_filepath names: one, several joined by commas, or nested lists of them."""
+    paths = dataset.get("manifest_filepath") or []
+    return paths.split(",") if isinstance(paths, str) else list(_flat(paths))
 
 
 def check_manifest(path, name="manifest"):

@@ -13,11 +13,12 @@ from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
+from nemo_comat.cache import build_teacher
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.plot import Alignment
-from nemo_comat.teacher import Teacher
+from nemo_comat.teacher import Pending, reference_text
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 
 # NeMo 3.0 restores only classes below prefixes that it knows
@@ -71,7 +72,7 @@ class ComatMixin:
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
             self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
-        self.comat, self._teacher = None, teacher
+        self.comat, self._teacher, self._started = None, teacher, None
         if teacher is not None:
             block = self._cfg.comat
             feat_in = self._feat_in()
@@ -83,6 +84,15 @@ class ComatMixin:
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
 
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
+        started = None
+        if self.comat is not None and self.training and isinstance(batch, (tuple, list)):
+            started = Pending(self._teacher, self._reference_texts(*batch[2:4]), torch.device(device))
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self._started = started and (batch[2], started)
+        return batch
+
     def training_step(self, batch, batch_nb):
         """NeMo's step, plus the weighted transfer loss and what it logs."""
         if self.comat is None:
@@ -90,7 +100,8 @@ class ComatMixin:
         with captured(**self._watched()) as seen:
             step = super().training_step(batch, batch_nb)
         *_, transcript, transcript_len = batch
-        output, too_long = self._comat_output(seen, transcript, transcript_len)
+        teacher = self._teacher_output(transcript, transcript_len)
+        output = self._comat_output(seen, transcript, transcript_len, teacher)
         reduction = self._cfg.get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
@@ -101,9 +112,11 @@ class ComatMixin:
             train_ctc_loss=ctc_loss,
             train_transfer_loss=transfer,
             train_active_fraction=output.active.float().mean(),
-            train_text_too_long=too_long.float().sum(),
+            train_text_too_long=teacher.too_long.float().sum(),
             comat_weight=weight,
         )
+        if self._cfg.comat.teacher.cache is not None:
+            step["log"]["train_cache_misses"] = float(teacher.lacking)
         if self._cfg.comat.compress.method == "cif":
             step["log"]["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
         return step
@@ -132,16 +145,22 @@ class ComatMixin:
             watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
         return watched
 
-    def _comat_output(self, seen, transcript, transcript_len):
+    def _teacher_output(self, transcript, transcript_len):
+        """What was started for this batch; where no trainer moved it to the device, the teacher's answer now."""
+        (of, started), self._started = self._started or (None, None), None
+        if of is not transcript:
+            texts = self._reference_texts(transcript, transcript_len)
+            started = Pending(self._teacher, texts, transcript.device)
+        return started.result()
+
+    def _comat_output(self, seen, transcript, transcript_len, teacher):
         (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
         hidden = seen.get("layer", encoded.transpose(1, 2))
-        teacher = self._teacher.encode(self._reference_texts(transcript, transcript_len), device=encoded.device)
-        output = self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
-        return output, teacher.too_long
+        return self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
 
     def _reference_texts(self, transcript, transcript_len):
         rows = zip(transcript.tolist(), transcript_len.tolist())
-        return [self.tokenizer.ids_to_text(ids[:length]) for ids, length in rows]
+        return [reference_text(self.tokenizer, ids[:length]) for ids, length in rows]
 
     @torch.no_grad()
     def align_text(self, audio, text):
@@ -165,7 +184,8 @@ class ComatMixin:
         try:
             with captured(**self._watched()) as seen:
                 self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
-            output, _ = self._comat_output(seen, ids, torch.tensor([ids.shape[1]], device=self.device))
+            ids_len = torch.tensor([ids.shape[1]], device=self.device)
+            output = self._comat_output(seen, ids, ids_len, self._teacher_output(ids, ids_len))
         finally:
             self.train(mode)
         if not output.active[0]:
@@ -211,11 +231,11 @@ class ComatMixin:
 
 
 def _complete(cfg):
-    """Checks and completes cfg.comat in place; returns the Teacher (nothing loaded), or None where COMAT is off."""
+    """Checks and completes cfg.comat in place; returns the teacher (nothing loaded), or None where COMAT is off."""
     if cfg.get("comat") is None:
         return None
     block = read_comat_config(cfg.comat)
-    teacher = Teacher(**block.teacher) if block.weight > 0 else None
+    teacher = build_teacher(**block.teacher) if block.weight > 0 else None
     if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
         raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
     if teacher is not None and block.projection.dim is None:

@@ -5,7 +5,9 @@ optimizer or checkpoint. Nothing of it is loaded before its first use.
 """
 
 import functools
+import hashlib
 import importlib.util
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +32,15 @@ class TeacherOutput(NamedTuple):
     """Embedded texts, special tokens dropped.
 
     embeddings: [B, N, Dp] float32, 0 on padding, no gradient. text_len: [B] int64 tokens; 0 for an empty text and for
-    one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool.
+    one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool. lacking: number of
+    texts that a cache, where there is one, did not have.
     """
 
     embeddings: torch.Tensor
     text_len: torch.Tensor
     token_id: torch.Tensor
     too_long: torch.Tensor
+    lacking: int = 0
 
 
 class Embedded(NamedTuple):
@@ -68,6 +72,65 @@ def find_model(name):
     return name
 
 
+def reference_text(tokenizer, ids):
+    """A transcript as the teacher reads it: as the recogniser's tokenizer gives it back.
+
+    Args:
+        tokenizer: NeMo's. ids: list of its token ids.
+    """
+    # an aggregate of tokenizers begins with a space, which some teachers take for a token
+    return tokenizer.ids_to_text(ids).strip()
+
+
+def upload(tensor, device):
+    """A CPU tensor on a device, without waiting for the device.
+
+    Args:
+        tensor: on the CPU. device: torch.device.
+    """
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class Pending:
+    """A teacher's answer for one batch, under way on a CUDA stream of its own while other work goes on.
+
+    Args:
+        teacher: has `encode`.
+        texts: list of B strings.
+        device: torch.device; on a CPU the answer is there at once.
+    """
+
+    _streams = {}
+
+    def __init__(self, teacher, texts, device):
+        self._device, self._stream = device, self._stream_of(device)
+        if self._stream is None:
+            self._output = teacher.encode(texts, device)
+            return
+        # what this stream reads may have been made on the present one
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            self._output = teacher.encode(texts, device)
+
+    @classmethod
+    def _stream_of(cls, device):
+        if device.type != "cuda":
+            return None
+        if device not in cls._streams:
+            cls._streams[device] = torch.cuda.Stream(device)
+        return cls._streams[device]
+
+    def result(self):
+        """TeacherOutput, for use on the current stream, which waits for it; the host does not."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for tensor in self._output[:4]:
+                # memory of this answer must not be given to another while the current stream reads it
+                tensor.record_stream(current)
+        return self._output
+
+
 class Teacher:
     """A frozen language model from transformers' `AutoModel`; an encoder-decoder's encoder is used.
 
@@ -76,15 +139,16 @@ class Teacher:
         layers: hidden state to read, -1 the last, 0 the word embeddings; or a list, whose mean is taken.
         max_length: most tokens of a text, special ones included; None for the model's own limit. A longer text gets
             text_len 0 and is marked too_long: it is neither cut nor embedded.
-        dtype: "float32", "bfloat16" or "float16", of the teacher's weights.
+        dtype: "float32", "bfloat16" or "float16", of the teacher's weights; "auto" is bfloat16 on a GPU that has it,
+            and float32 elsewhere.
     Raises:
         TeacherError: on first use; not found, not readable, without hidden states, or a layer it does not have.
     """
 
-    def __init__(self, name, layers=-1, max_length=None, dtype="float32"):
+    def __init__(self, name, layers=-1, max_length=None, dtype="auto"):
         self.name = name
         self.layers = [layers] if isinstance(layers, int) else list(layers)
-        self.dtype = getattr(torch, dtype)
+        self.dtype = None if dtype == "auto" else getattr(torch, dtype)
         self._max_length = max_length
         self._seen, self._seen_bytes = OrderedDict(), 0
 
@@ -116,6 +180,22 @@ class Teacher:
                 )
         return config
 
+    @functools.cached_property
+    def description(self):
+        """What decides on the embeddings, as plain values for JSON: two teachers with equal ones give equal rows.
+
+        `weights` is a fingerprint of a local weights file, None for a hub name; loads no weights.
+        """
+        depth, vocabulary = self.config.num_hidden_layers, sorted(self.tokenizer.get_vocab().items())
+        return {
+            "name": self.name,
+            "layers": sorted(layer % (depth + 1) for layer in self.layers),
+            "max_length": self.max_length,
+            "architecture": f"{self.config.model_type} {depth}x{self.dim}",
+            "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
+            "weights": _fingerprint(Path(self.path)),
+        }
+
     @property
     def dim(self):
         """Width Dp of the embeddings; loads no weights."""
@@ -135,7 +215,9 @@ class Teacher:
 
         # read first: a teacher whose config does not fit is refused before its weights are loaded
         encoder_decoder = self.config.is_encoder_decoder
-        model, info = self._load(AutoModel, dtype=self.dtype, output_loading_info=True)
+        # "eager": the other attentions look at the mask's values first, which waits for the device
+        options = dict(attn_implementation="eager", output_loading_info=True)
+        model, info = self._load(AutoModel, dtype=self.dtype or torch.float32, **options)
         # transformers fills in random numbers; a pooler is not read here, and many text models come without
         lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
         if lacking:
@@ -177,17 +259,19 @@ class Teacher:
         Returns:
             TeacherOutput with N = longest text's tokens, at least 1.
         """
-        rows = self._rows(texts, torch.device(device))
+        device = torch.device(device)
+        rows = self.rows(texts, device)
         embeddings, token_id = (pad_sequence(list(column), batch_first=True) for column in list(zip(*rows))[:2])
         if token_id.shape[1] == 0:
             embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
         text_len = torch.tensor([len(row.token_id) for row in rows])
         too_long = torch.tensor([row.too_long for row in rows])
-        return TeacherOutput(embeddings, text_len.to(device), token_id.to(device), too_long.to(device))
+        return TeacherOutput(embeddings, *(upload(x, device) for x in (text_len, token_id, too_long)))
 
-    def _rows(self, texts, device):
+    def rows(self, texts, device):
+        """Embedded of each text, from the memory of texts seen lately where it is there."""
         new = [text for text in dict.fromkeys(texts) if (text, device) not in self._seen]
-        for text, row in zip(new, self._embed(new, device)):
+        for text, row in zip(new, self.embed(new, device)):
             self._seen[text, device] = row
             self._seen_bytes += row.size
         for text in texts:
@@ -198,7 +282,14 @@ class Teacher:
             self._seen_bytes -= row.size
         return rows
 
-    def _embed(self, texts, device):
+    def embed(self, texts, device):
+        """Embeds different texts in one batch, and remembers none.
+
+        Args:
+            texts: list of strings. device: torch.device; the model is moved there.
+        Returns:
+            list of Embedded, vectors float32 on the device.
+        """
         kept, ids, too_long = self._token_ids(texts)
         used = [i for i, row in enumerate(kept) if row]
         packed = torch.zeros(0, self.dim, device=device)
@@ -209,7 +300,8 @@ class Teacher:
             attention = pad_sequence([torch.ones_like(ids[i]) for i in used], batch_first=True)
             # places of the kept tokens, known here: nothing waits for the device
             places = [number * batch.shape[1] + p for number, i in enumerate(used) for p in kept[i]]
-            packed = self._hidden(batch.to(device), attention.to(device)).flatten(0, 1)[torch.tensor(places).to(device)]
+            hidden = self._hidden(upload(batch, device), upload(attention, device))
+            packed = hidden.flatten(0, 1).index_select(0, upload(torch.tensor(places), device))
         # clones, so that a row which is dropped later gives its memory back
         vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
         return [Embedded(v, ids[i][kept[i]], too_long[i], v.nbytes + len(texts[i])) for i, v in enumerate(vectors)]
@@ -226,12 +318,12 @@ class Teacher:
         ]
         return kept, [torch.tensor(ids, dtype=torch.int64) for ids in coded["input_ids"]], too_long
 
-    @torch.no_grad()
     def _hidden(self, ids, attention):
         if next(self.model.parameters()).device != ids.device:
-            self.model.to(ids.device)
+            self.model.to(ids.device, self.dtype or _fastest_dtype(ids.device))
         try:
-            states = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
+            with torch.inference_mode():
+                states = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
         except (TypeError, AttributeError) as error:
             states, reason = None, f": {error}"
         else:
@@ -241,4 +333,26 @@ class Teacher:
                 f"Teacher {self.name!r} ({type(self.model).__name__}) returned no hidden states{reason}; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             )
+        # outside of inference mode, whose own tensors no loss can be trained against
         return torch.stack([states[layer].float() for layer in self.layers]).mean(0)
+
+
+def _fastest_dtype(device):
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _fingerprint(folder, ends=2**20):
+    """Size and hash of the ends of a folder's weights files; None where the folder has none, or is a hub name."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as content:
+            digest.update(str(size).encode() + content.read(ends))
+            content.seek(max(0, size - ends))
+            digest.update(content.read())
+    return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from inspect import signature
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_comat import Teacher, config
+from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.transfer import Projection, TransferLoss
 
@@ -39,7 +39,7 @@ def test_defaults_are_filled_in():
         ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
         ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),
         ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
-        ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of auto, float32, bfloat16, float16; got 'int8'"),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
         ({"weight": "much"}, "model.comat.weight: .*much"),
@@ -59,13 +59,14 @@ def test_mistakes_get_one_sentence(block, message):
 @pytest.mark.parametrize(
     "schema, built",
     [
-        (config.TeacherConfig, Teacher),
-        (config.ProjectionConfig, Projection),
-        (config.TransferConfig, TransferLoss),
+        (config.TeacherConfig, [Teacher, CachedTeacher]),
+        (config.ProjectionConfig, [Projection]),
+        (config.TransferConfig, [TransferLoss]),
     ],
 )
 def test_keys_are_constructor_arguments(schema, built):
-    assert {f.name for f in fields(schema)} <= set(signature(built).parameters)
+    arguments = {key for cls in built for key in signature(cls).parameters}
+    assert {f.name for f in fields(schema)} <= arguments
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nemo_comat import ComatCTCModelBPE
+from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherCache
 from nemo_comat.align import MonotonicAligner, OneToOneAligner
 from nemo_comat.attention import AttentionCompressor
 from nemo_comat.cif import CIFCompressor
@@ -39,6 +39,12 @@ def load(name):
 @pytest.fixture(scope="module")
 def script():
     return load("speech_to_text_comat")
+
+
+@pytest.fixture(scope="module")
+def cache_teacher():
+    sys.path.insert(0, str(ROOT / "examples"))
+    return load("cache_teacher")
 
 
 def composed(name, *overrides):
@@ -125,7 +131,7 @@ def test_mistakes_get_one_sentence(script, manifest):
 def test_init_from_needs_no_plus(script):
     given = ["x.py", "init_from_nemo_model=a.nemo", "+init_from_ptl_ckpt=b.ckpt", "model.optim.lr=1"]
     _, *overrides = script.allow_init_from(given)
-    cfg = composed("conformer_ctc_comat", *overrides)
+    cfg = composed("conformer_ctc_comat", *overrides, "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false")
     assert cfg.init_from_nemo_model == "a.nemo" and cfg.init_from_ptl_ckpt == "b.ckpt"
 
 
@@ -163,3 +169,76 @@ def test_corpus_is_what_it_says():
     assert {word for text in words["heldout"] for word in text.split()} <= vocabulary
     assert not set(words["train"]) & set(words["heldout"])
     assert sum(file.stat().st_size for file in CORPUS.rglob("*") if file.is_file()) < 4e6
+
+
+def texts_in(folder, texts):
+    cache = TeacherCache(folder)
+    return len(cache), [text for text in texts if cache.get(text) is None]
+
+
+def manifest_rows(manifest):
+    return [json.loads(line) for line in open(manifest)]
+
+
+@pytest.fixture(scope="module")
+def sources(manifest, tmp_path_factory):
+    """The same 16 utterances in each form that NeMo reads: overrides of train_ds by name."""
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    folder, rows = tmp_path_factory.mktemp("sources"), manifest_rows(manifest)
+    for shard in (0, 1):
+        lines = [json.dumps({**row, "shard_id": shard}) + "\n" for row in rows[shard::2]]
+        (folder / f"sharded_{shard}.json").write_text("".join(lines))
+    cuts = []
+    for number, row in enumerate(rows):
+        recording = Recording.from_file(row["audio_filepath"], recording_id=f"{number}")
+        said = SupervisionSegment(f"{number}", f"{number}", 0, recording.duration, text=row["text"], language="en")
+        cuts.append(MonoCut(f"{number}", 0, recording.duration, 0, recording=recording, supervisions=[said]))
+    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+    shards = f"{folder}/sharded__OP_0..1_CL_.json"
+    return {
+        "manifest": {"manifest_filepath": manifest},
+        "tarred": {"manifest_filepath": shards, "is_tarred": True, "tarred_audio_filepaths": "none__OP_0..1_CL_.tar"},
+        "buckets": {"manifest_filepath": [[f"{folder}/sharded_0.json"], [f"{folder}/sharded_1.json"]]},
+        "lhotse manifest": {"use_lhotse": True, "manifest_filepath": manifest},
+        "lhotse tarred": {"use_lhotse": True, "manifest_filepath": shards, "tarred_audio_filepaths": shards},
+        "lhotse cuts": {"use_lhotse": True, "cuts_path": f"{folder}/cuts.jsonl.gz"},
+        "lhotse input_cfg": {"use_lhotse": True, "input_cfg": [{"type": "nemo", "manifest_filepath": manifest}]},
+    }
+
+
+SOURCES = ("manifest", "tarred", "buckets", "lhotse manifest", "lhotse tarred", "lhotse cuts", "lhotse input_cfg")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_cache_teacher_reads_every_source(cache_teacher, sources, manifest, source):
+    tokenizer = cache_teacher.Tokenizer(OmegaConf.create({"dir": str(CORPUS / "tokenizer"), "type": "bpe"})).tokenizer
+    dataset = OmegaConf.create({"is_tarred": False, "shuffle": False, **sources[source]})
+    wanted = sorted(row["text"] for row in manifest_rows(manifest))
+    assert sorted(cache_teacher.texts_of(dataset, tokenizer)) == wanted
+
+
+def test_cache_teacher_reads_aggregate_tokenizers(cache_teacher, tmp_path):
+    rows = [{"audio_filepath": "a", "duration": 1, "text": "a dog", "lang": lang} for lang in ("en", "de")]
+    (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = {"dir": str(CORPUS / "tokenizer"), "type": "bpe"}
+    cfg = OmegaConf.create({"type": "agg", "langs": {"en": one, "de": one}})
+    tokenizer = cache_teacher.Tokenizer(cfg).tokenizer
+    dataset = OmegaConf.create({"manifest_filepath": str(tmp_path / "train.json")})
+    assert list(cache_teacher.texts_of(dataset, tokenizer)) == ["a dog", "a dog"]
+
+
+def test_cache_teacher_fills_what_training_asks_for(cache_teacher, manifest, tmp_path):
+    overrides = [
+        f"model.comat.teacher.cache={tmp_path}/cache",
+        f"model.train_ds.manifest_filepath={manifest}",
+        f"model.validation_ds.manifest_filepath={manifest}",
+        f"model.tokenizer.dir={CORPUS / 'tokenizer'}",
+    ]
+    cfg = composed("conformer_ctc_comat", *overrides, "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false")
+    assert cache_teacher.fill(cfg) == cache_teacher.fill(cfg) == 16
+    model = ComatCTCModelBPE(cfg=cfg.model)
+    texts = [text for *_, ids, lens in model._train_dl for text in model._reference_texts(ids, lens)]
+    assert len(texts) == 16 and texts_in(tmp_path / "cache", texts) == (16, [])
+    with pytest.raises(ConfigError, match="teacher.cache is missing; give"):
+        cache_teacher.fill(composed("conformer_ctc_comat", *overrides[1:]))

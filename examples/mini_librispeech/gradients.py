@@ -28,7 +28,8 @@ def gradients(model, batch):
     with captured(**model._watched()) as seen:
         log_probs, frame_len, _ = model(input_signal=signal, input_signal_length=signal_len)
     ctc = model.loss(log_probs=log_probs, targets=targets, input_lengths=frame_len, target_lengths=target_len)
-    output, _ = model._comat_output(seen, targets, target_len)
+    teacher = model._teacher_output(targets, target_len)
+    output = model._comat_output(seen, targets, target_len, teacher)
     transfer = reduce_rows(output.loss, output.text_len, model.cfg.ctc_reduction)
     frames = seen["layer"] if "layer" in seen else seen["encoder"][0]
     of_ctc, of_transfer = (torch.autograd.grad(loss, frames, retain_graph=True)[0] for loss in (ctc, transfer))

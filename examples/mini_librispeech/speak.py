@@ -5,7 +5,7 @@
 
 Each transcript of DATA's train.json, dev.json and test.json is cut into pieces of 4 to 12 words; pieces are drawn by
 chance, never twice the same, and none of dev or test is in train. --words=500 keeps to the 500 words most frequent in
-train, so that every word of dev and test is one that training may have, and a small model converges in minutes. OUT gets
+train, so that nearly every word of dev and test is one that training has, and a small model converges sooner. OUT gets
 the audio and manifests of the same names, to be given to prepare.py. One clean voice: figures on it say nothing about
 real speech.
 """
@@ -46,7 +46,7 @@ def frequent_words(manifest, most):
 
 
 def stretches(text, words):
-    """The longest stretches of a transcript that have no word but those of a set; the whole of it where words is None."""
+    """The longest stretches of a transcript that have only words of a set; the whole of it where words is None."""
     if words is None:
         return [text]
     runs = groupby(text.split(), key=words.__contains__)

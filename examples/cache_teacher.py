@@ -1,0 +1,116 @@
+"""Embeds the texts of a training config once, so that training with model.comat.teacher.cache needs no teacher.
+
+    python examples/cache_teacher.py --config-name=conformer_ctc_comat model.comat.teacher.cache=CACHE \
+        model.train_ds.manifest_filepath=train.json model.tokenizer.dir=tokenizer
+    torchrun --nproc_per_node=8 examples/cache_teacher.py …    # the same on 8 GPUs
+
+Takes training's own config and overrides, so that texts, tokenizer and teacher are those of training. Reads NeMo's
+manifests, tarred ones too, and all that Lhotse reads, without the audio. Each distinct text is embedded once; a run
+that was stopped goes on where it was, and new texts are added by running it again. Then train with the same overrides.
+"""
+
+import os
+import sys
+
+import torch
+from nemo.collections.asr.data.audio_to_text import expand_sharded_filepaths
+from nemo.collections.asr.parts.mixins import ASRBPEMixin
+from nemo.collections.common.data.lhotse.cutset import read_cutset_from_config
+from nemo.collections.common.parts.preprocessing.manifest import item_iter
+from nemo.collections.common.tokenizers.aggregate_tokenizer import TokenizerWrapper
+from nemo.core.config import hydra_runner
+from nemo.utils import logging
+from omegaconf import OmegaConf
+from speech_to_text_comat import prepare
+from tqdm import tqdm
+
+from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
+from nemo_comat.cache import build_teacher
+from nemo_comat.config import read_comat_config
+from nemo_comat.manifest import ManifestError, manifest_paths
+from nemo_comat.teacher import reference_text
+
+
+class Tokenizer(ASRBPEMixin):
+    """The recogniser's tokenizer, without the recogniser."""
+
+    def __init__(self, cfg):
+        self._setup_tokenizer(cfg)
+
+    def register_artifact(self, config_path, src, verify_src_exists=True):
+        """NeMo's models pack their tokenizer's files; nothing is packed here."""
+        return src
+
+
+def texts_of(dataset, tokenizer):
+    """Texts of a ``train_ds`` block as training gives them to the teacher: encoded and decoded by the tokenizer.
+
+    Args:
+        dataset: DictConfig. tokenizer: the recogniser's.
+    Yields:
+        str.
+    """
+    encode = TokenizerWrapper(tokenizer)
+    for parts in transcripts(dataset):
+        ids = []
+        for text, lang, tokens in parts:
+            ids.extend(tokens if tokens is not None else encode(text, lang) if text else [])
+        yield reference_text(tokenizer, [int(i) for i in ids])
+
+
+def transcripts(dataset):
+    """Lists of (text, language or None, token ids or None), one list an utterance."""
+    if dataset.get("use_lhotse"):
+        metadata = {**OmegaConf.to_container(dataset), "metadata_only": True, "force_finite": True}
+        for cut in read_cutset_from_config(OmegaConf.create(metadata))[0]:
+            yield [(s.text, s.language, getattr(s, "tokens", None)) for s in cut.supervisions]
+        return
+    for path in manifest_paths(dataset):
+        for file in expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0):
+            for item in item_iter(file):
+                yield [(item["text"], item["lang"], item["token_labels"])]
+
+
+def place(cfg):
+    """This process's rank, number of processes, and device: as torchrun sets them, or else the only one."""
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    rank, world_size, local = (int(os.environ.get(key, value)) for key, value in defaults.items())
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    return rank, world_size, f"cuda:{local}" if gpu else "cpu"
+
+
+def fill(cfg):
+    """Writes the cache of a config; returns the number of texts in it, or None on all ranks but the first."""
+    block = read_comat_config(cfg.model.comat).teacher
+    if block.cache is None:
+        raise ConfigError("model.comat.teacher.cache is missing; give model.comat.teacher.cache=FOLDER to write to.")
+    prepare(cfg)
+    rank, world_size, device = place(cfg)
+    folder, block.cache = block.cache, None
+    teacher, tokenizer = build_teacher(**block), Tokenizer(cfg.model.tokenizer).tokenizer
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo")
+    options = dict(device=device, rank=rank, world_size=world_size)
+    with tqdm(desc=f"rank {rank}" if world_size > 1 else None, unit="text") as bar:
+        for count in write_cache(folder, teacher, texts_of(cfg.model.train_ds, tokenizer), **options):
+            bar.update(count)
+    if world_size > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return write_index(folder) if rank == 0 else None
+
+
+@hydra_runner(config_path="../conf", config_name="conformer_ctc_comat")
+def main(cfg):
+    """Writes the cache."""
+    try:
+        texts = fill(cfg)
+    except (CacheError, ConfigError, ManifestError, TeacherError) as error:
+        logging.error(str(error))
+        sys.exit(1)
+    if texts is not None:
+        logging.info(f"{cfg.model.comat.teacher.cache} holds {texts} texts; train with the same overrides.")
+
+
+if __name__ == "__main__":
+    main()

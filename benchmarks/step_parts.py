@@ -112,7 +112,8 @@ def sweep(labels, device, rounds, series):
     """Time over growing B, S and N, one at a time and together; appends a dict for each to series.
 
     The search has B*S*N cells and the pooling fewer, so the time is held against that product. Forced labels search
-    B*T*U cells on top, with T and U both growing with S: they are held against the sum of the two products.
+    B*T*U cells on top, with T and U both growing with S: they are held against the sum of the two products. The least
+    of a shape's times counts, the one that was disturbed least.
     """
     torch.manual_seed(0)
     for grows, factors in FACTORS.items():

@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_step  # noqa: E402
+import step_data  # noqa: E402
 import step_inference  # noqa: E402
 import step_parts  # noqa: E402
 
@@ -26,7 +27,7 @@ def without_copies(monkeypatch):
 def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
     bench_step.main([*SMALL, "--labels", "forced", "greedy", "--precision", "32", "bf16", "--out", str(tmp_path)])
     result = json.loads((tmp_path / "step.json").read_text())
-    assert result["machine"] and result["commit"] and not result["interrupted"]
+    assert result["machine"] and {"commit", "torch", "threads"} <= set(result) and not result["interrupted"]
     settings = {(row["precision"], row["labels"]) for row in result["arms"]}
     assert settings == {("32", "forced"), ("32", "greedy"), ("bf16", "forced"), ("bf16", "greedy")}
     timed = [row for row in result["arms"] if "seconds" in row]
@@ -90,14 +91,14 @@ def test_no_text_comes_twice(tmp_path):
     texts = [f"word {number}" for number in range(6)]
     file = tmp_path / "m.json"
     file.write_text("".join(json.dumps({"duration": 1.5, "text": text}) + "\n" for text in texts + texts))
-    drawn = list(bench_step.manifest_rows(file, random.Random(0), 6))
+    drawn = list(step_data.manifest_rows(file, random.Random(0), 6))
     assert sorted(text for _, text in drawn) == texts
     with pytest.raises(SystemExit, match="6 different texts, but 7 are needed"):
-        bench_step.manifest_rows(file, random.Random(0), 7)
+        step_data.manifest_rows(file, random.Random(0), 7)
 
 
 def test_made_up_rows_are_like_librispeech():
-    rows = [row for row, _ in zip(bench_step.synthetic_rows(random.Random(0), (2, 16.7)), range(2000))]
+    rows = [row for row, _ in zip(step_data.synthetic_rows(random.Random(0), (2, 16.7)), range(2000))]
     durations = [duration for duration, _ in rows]
     assert 2 <= min(durations) and max(durations) <= 16.7 and 11 < sum(durations) / 2000 < 12.6
     words = sum(len(text.split()) for _, text in rows)

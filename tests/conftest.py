@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import emulated
 import emulated_mas
+import emulated_viterbi
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -37,7 +38,7 @@ def emulation_in_background(request, tmp_path_factory):
         return
     folder = tmp_path_factory.mktemp("emulation")
     instances = folder / "instances.json"
-    instances.write_text(json.dumps({x.NAME: x.instances() for x in (emulated_mas,)}))
+    instances.write_text(json.dumps({x.NAME: x.instances() for x in (emulated_mas, emulated_viterbi)}))
     command = [sys.executable, str(ROOT / "tests" / "emulated.py"), str(instances), str(folder), CASES]
     with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
         yield process, folder

@@ -1,6 +1,6 @@
 """CUDA kernels on the CPU: g++ compiles them behind cuda_emulation.h; their answers are compared with plain recursions.
 
-What a kernel's cases are is in emulated_mas.py. As a program this checks all their instances,
+What a kernel's cases are is in emulated_mas.py and emulated_viterbi.py. As a program this checks all their instances,
 under AddressSanitizer, and that bugs planted in their sources are found:
 
     python tests/emulated.py INSTANCES.json FOLDER CASES
@@ -215,8 +215,9 @@ def check_kernel(emulator, first, kernel, instances, cases):
 
 def main(instances_file, folder, cases):
     import emulated_mas
+    import emulated_viterbi
 
-    kernels = (emulated_mas,)
+    kernels = (emulated_mas, emulated_viterbi)
     instances = json.loads(Path(instances_file).read_text())
     library = Path(folder) / "emulated.so"
     entries = []

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 import nemo_comat
-from nemo_comat import align_cuda, monotonic_align
+from nemo_comat import backends, monotonic_align
 
 HERE = Path(__file__).parent
 SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 4096, 1024), (256, 4096, 1024))
@@ -126,7 +126,7 @@ def contestants(device):
     peers = {"monotonic-alignment-search": pypi, "NeMo b_mas": nemo, "Super-MAS": super_mas}
     found, missing = [], {}
     if device.type == "cuda":
-        reason = align_cuda.why_unavailable(device)
+        reason = backends.why_no_cuda(device)
         if reason:
             missing["nemo_comat cuda"] = reason
         found = [ours(backend) for backend in (["torch"] if reason else ["cuda", "torch"])]

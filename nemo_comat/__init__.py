@@ -21,7 +21,7 @@ _HOME = {
     "cif_weights": "cif",
     "cosine_score": "transfer",
     "ctc_compress": "compress",
-    "ctc_viterbi": "compress",
+    "ctc_viterbi": "viterbi",
     "monotonic_align": "align",
     "one_to_one_align": "align",
     "plan_average": "transport",

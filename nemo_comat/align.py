@@ -5,15 +5,11 @@ serial, without the GIL) and `torch` (vectorised over batch and tokens, on any d
 `one_to_one_align` is for as many segments as tokens, and needs no search; a soft alignment is in transport.py.
 """
 
-import functools
-import importlib.util
-import warnings
-
 import numpy as np
 import torch
 from torch import nn
 
-from . import align_cuda
+from . import align_cuda, backends
 
 NEG_INF = float("-inf")
 
@@ -42,12 +38,12 @@ def monotonic_align(score, seg_len, text_len, *, backend="auto"):
     batch, segs, tokens = score.shape
     if score.numel() == 0:
         return torch.full((batch, segs), -1, dtype=torch.int32, device=score.device)
-    return BACKENDS[backend](score.detach(), seg_len, text_len)
+    backend = backends.choose(backend, score.device, function="monotonic_align", tensor="score")
+    return COMPUTE[backend](score.detach(), seg_len, text_len)
 
 
 def _check(score, seg_len, text_len, backend):
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    backends.check(backend)
     if score.dim() != 3 or not score.is_floating_point():
         raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
     for name, length, limit in (("seg_len", seg_len, score.shape[1]), ("text_len", text_len, score.shape[2])):
@@ -55,25 +51,6 @@ def _check(score, seg_len, text_len, backend):
             raise ValueError(f"{name} must be integers [{score.shape[0]}], got {length.dtype} {tuple(length.shape)}")
         if length.device.type == "cpu" and len(length) and not (0 <= int(length.min()) and int(length.max()) <= limit):
             raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
-
-
-def _align_auto(score, seg_len, text_len):
-    device = score.device.type
-    if device == "cuda":
-        reason = align_cuda.why_unavailable(score.device)
-        if reason:
-            _warn_of_torch(reason)
-        return (_align_torch if reason else align_cuda.align)(score, seg_len, text_len)
-    if device == "cpu":
-        if importlib.util.find_spec("numba"):
-            return _align_cpu(score, seg_len, text_len)
-        _warn_of_torch("numba is missing; pip install numba")
-    return _align_torch(score, seg_len, text_len)
-
-
-@functools.cache
-def _warn_of_torch(reason):
-    warnings.warn(f"monotonic_align uses its slower torch backend: {reason}", stacklevel=4)
 
 
 def _align_torch(score, seg_len, text_len):
@@ -107,23 +84,10 @@ def _nan_to_neg_inf(x):
 
 
 def _align_cpu(score, seg_len, text_len):
-    # a conversion makes rows contiguous in the same pass; without one, contiguous() does
-    on_cpu = score.to("cpu", torch.float32, memory_format=torch.contiguous_format).contiguous().numpy()
-    lengths = [x.to("cpu", torch.int64).contiguous().numpy() for x in (seg_len, text_len)]
+    lengths = [backends.on_cpu(x, torch.int64) for x in (seg_len, text_len)]
     path = np.full(score.shape[:2], -1, dtype=np.int32)
-    _compiled()(on_cpu, *lengths, path)
+    backends.jit(_align_batch)(backends.on_cpu(score, torch.float32), *lengths, path)
     return torch.from_numpy(path).to(score.device)
-
-
-@functools.cache
-def _compiled():
-    # numba takes a second to import; those who only use the torch backend do not pay for it
-    from numba import njit
-
-    try:
-        return njit(nogil=True, cache=True)(_align_batch)
-    except RuntimeError:  # there is no folder that numba can write its cache to
-        return njit(nogil=True)(_align_batch)
 
 
 def _align_batch(score, seg_len, text_len, path):
@@ -159,7 +123,7 @@ def _align_batch(score, seg_len, text_len, path):
         path[b, 0] = token
 
 
-BACKENDS = {"auto": _align_auto, "cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
+COMPUTE = {"cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
 
 
 def one_to_one_align(score, seg_len, text_len):

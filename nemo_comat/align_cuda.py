@@ -1,19 +1,17 @@
-"""CUDA launcher of `monotonic_align`: chooses a plan by shape, compiles mas.cu for it with CuPy, launches it.
+"""CUDA launcher of `monotonic_align`: chooses a plan by shape, and launches mas.cu compiled for it.
 
-The kernel runs on PyTorch's current stream, on PyTorch's memory; nothing here waits for the device, so that it can be
-captured in a CUDA graph once its plan has been compiled by a first call. mas.cu says how the kernel works.
+mas.cu says how the kernel works, backends.py how it is compiled and launched.
 """
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-ELEMENTS = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
+from . import backends
+from .backends import ELEMENTS, pointer, readable
+
 ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
-SOURCE = Path(__file__).with_name("mas.cu")
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,6 @@ class Instance:
         return -(-segs // 32) * -(-tokens // warp) * warp
 
 
-@dataclass(frozen=True)
-class Device:
-    """What of a GPU decides on the plan."""
-
-    multiprocessors: int
-    shared_per_block: int  # bytes, the most that a kernel can ask for
-    shared_per_multiprocessor: int
-    capability: int  # 90 for sm_90
-
-
 def choose(score, device):
     """Kernel instance for a score tensor [B, S, N], and whether its directions fit in shared memory."""
     batch, segs, tokens = score.shape
@@ -84,11 +72,8 @@ def choose(score, device):
     instances = [Instance(plan, element, copy, asynchronous) for plan in PLANS]
     fitting = [x for x in instances if x.shared_bytes <= device.shared_per_block]
     instance = next((x for x in fitting if x.plan.width >= tokens), fitting[-1])
-    # as many blocks as an SM will get should live on it together; 1 KiB of each is the system's
-    blocks = min(-(-batch // device.multiprocessors), 4)
-    budget = min(device.shared_per_block, device.shared_per_multiprocessor // blocks - 1024)
     together = instance.shared_bytes + 4 * instance.direction_words(segs, tokens)
-    return instance, together <= max(budget, 0)
+    return instance, together <= device.shared_budget(batch)
 
 
 def copy_of(score):
@@ -105,34 +90,13 @@ def copy_of(score):
     return "ELEMENTS"
 
 
-def why_unavailable(device):
-    """Why the CUDA kernel cannot serve tensors on a device, in one sentence; None where it can."""
-    if device.type != "cuda":
-        return f"score is on {device.type}, not on a CUDA device; move it there, or use backend='auto'"
-    if torch.version.hip:
-        return "this PyTorch is built for ROCm, and the kernel needs CUDA"
-    return _why_no_cupy()
-
-
-@functools.cache
-def _why_no_cupy():
-    try:
-        import cupy  # noqa: F401
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}); pip install cupy-cuda12x or cupy-cuda13x, as your CUDA is"
-    return None
-
-
 def align(score, seg_len, text_len):
     """`monotonic_align` for score [B, S, N] on a CUDA device; see there. B, S and N are at least 1.
 
     Raises:
-        RuntimeError: CuPy is missing, or mas.cu does not compile (with the compiler's log).
+        RuntimeError: mas.cu does not compile (with the compiler's log).
     """
-    reason = why_unavailable(score.device)
-    if reason:
-        raise RuntimeError(f"backend 'cuda' cannot be used: {reason}")
-    return launch(_run, score, seg_len, text_len, _device(score.device.index))
+    return launch(_run, score, seg_len, text_len, backends.device(score.device.index))
 
 
 def launch(run, score, seg_len, text_len, device):
@@ -142,7 +106,7 @@ def launch(run, score, seg_len, text_len, device):
     if max(score.stride()[1:]) >= 2**31:
         score = score.contiguous()
     batch, segs, tokens = score.shape
-    seg_len, text_len = (_readable(x, score.device) for x in (seg_len, text_len))
+    seg_len, text_len = (readable(x, score.device) for x in (seg_len, text_len))
     instance, moves_shared = choose(score, device)
 
     path = score.new_empty((batch, segs), dtype=torch.int32)
@@ -151,62 +115,24 @@ def launch(run, score, seg_len, text_len, device):
     saved = score.new_empty(batch * segs, dtype=torch.float32) if tokens > instance.plan.width else None
     stride_b, stride_s, stride_n = score.stride()
     arguments = (
-        _pointer(score),
+        pointer(score),
         np.int64(stride_b),
         np.int32(stride_s),
         np.int32(stride_n),
-        _pointer(seg_len),
+        pointer(seg_len),
         np.int32(seg_len.element_size()),
-        _pointer(text_len),
+        pointer(text_len),
         np.int32(text_len.element_size()),
         np.int32(segs),
         np.int32(tokens),
-        _pointer(path),
-        _pointer(moved),
-        _pointer(saved),
+        pointer(path),
+        pointer(moved),
+        pointer(saved),
     )
     shared_bytes = instance.shared_bytes + (4 * words if moves_shared else 0)
     run(instance, score.device.index, batch, 32 * instance.plan.warps, arguments, shared_bytes=shared_bytes)
     return path
 
 
-def _readable(lengths, device):
-    lengths = lengths.to(device)
-    return (lengths if lengths.dtype in (torch.int32, torch.int64) else lengths.long()).contiguous()
-
-
-def _pointer(tensor):
-    return np.uint64(0 if tensor is None else tensor.data_ptr())
-
-
-@functools.cache
-def _device(index):
-    import cupy
-
-    attributes = cupy.cuda.Device(index).attributes
-    return Device(
-        multiprocessors=attributes["MultiProcessorCount"],
-        shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
-        shared_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
-        capability=10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
-    )
-
-
 def _run(instance, index, blocks, threads, arguments, *, shared_bytes):
-    import cupy
-
-    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
-    with cupy.cuda.Device(index), stream:
-        _compiled(instance, index)((blocks,), (threads,), arguments, shared_mem=shared_bytes)
-
-
-@functools.cache
-def _compiled(instance, index):
-    import cupy
-
-    kernel = cupy.RawKernel(SOURCE.read_text(), "mas", ("--std=c++17", f"-DMAS_PLAN={instance.macro}"))
-    try:
-        kernel.max_dynamic_shared_size_bytes = _device(index).shared_per_block
-    except cupy.cuda.compiler.CompileException as error:
-        raise RuntimeError(f"mas.cu does not compile for MAS_PLAN={instance.macro}:\n{error}") from error
-    return kernel
+    backends.run("mas", f"MAS_PLAN={instance.macro}", index, blocks, threads, arguments, shared_bytes=shared_bytes)

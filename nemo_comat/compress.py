@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .viterbi import NEG_INF, ctc_viterbi, state_labels
+
 LABELS = ("greedy", "forced")
 BLANKS = ("drop", "keep")
 POOLS = ("avg", "weighted", "softmax")
-NEG_INF = float("-inf")
 
 
 class Compressed(NamedTuple):
@@ -47,74 +48,6 @@ def usable_frames(hidden, frame_len):
     inside = torch.arange(hidden.shape[1], device=hidden.device) < frame_len.to(hidden.device)[:, None]
     usable = (hidden.isfinite().all(2) | ~inside).all(1) & inside.any(1)
     return torch.where((inside & usable[:, None])[..., None], hidden, 0), inside, usable
-
-
-def ctc_viterbi(log_probs, frame_len, targets, target_len, *, blank):
-    """Most probable CTC path of each reference through its frames, for a whole batch at once.
-
-    The states of a reference of U tokens are blank, token 0, blank, token 1, ..., blank: 2U + 1 of them, state 2u + 1
-    being token u. Loops over frames, never over the batch.
-
-    Args:
-        log_probs: [B, T, V] log-posteriors; NaN counts as -inf. No gradient.
-        frame_len: [B] valid frames.
-        targets: [B, U] token ids, padding ignored.
-        target_len: [B] valid tokens.
-        blank: id of the blank.
-    Returns:
-        [B, T] int64 state of each frame; -1 on padding, and on whole rows that no path fits: fewer frames than tokens
-        plus equal neighbours (which need a blank between them), or probability 0.
-    Raises:
-        ValueError: log_probs is not 3-D or targets not 2-D.
-    Source: Graves et al., ICML 2006 (CTC); the path with Viterbi's maximum for the sum.
-    """
-    if log_probs.dim() != 3 or targets.dim() != 2:
-        raise ValueError(
-            f"log_probs must be [B, T, V] and targets [B, U], got {tuple(log_probs.shape)} and {tuple(targets.shape)}"
-        )
-    log_probs = log_probs.detach().float()
-    frame_len, targets, target_len = (x.to(log_probs.device, torch.int64) for x in (frame_len, targets, target_len))
-    labels = _states(targets, target_len, blank)
-    emission = log_probs.gather(2, labels[:, None].expand(-1, log_probs.shape[1], -1))
-    best, back = _viterbi_forward(emission.nan_to_num(nan=NEG_INF, neginf=NEG_INF), labels, frame_len, blank)
-    return _viterbi_backward(best, back, frame_len, target_len)
-
-
-def _states(targets, target_len, blank):
-    inside = torch.arange(targets.shape[1], device=targets.device) < target_len[:, None]
-    labels = targets.new_full((targets.shape[0], 2 * targets.shape[1] + 1), blank)
-    labels[:, 1::2] = torch.where(inside, targets, blank)
-    return labels
-
-
-def _viterbi_forward(emission, labels, frame_len, blank):
-    batch, frames, states = emission.shape
-    skippable = torch.zeros_like(labels, dtype=torch.bool)
-    skippable[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
-    back = torch.zeros(frames, batch, states, dtype=torch.int8, device=emission.device)
-    best = emission.new_full((batch, states), NEG_INF)
-    best[:, :2] = emission[:, 0, :2] if frames else NEG_INF
-    for t in range(1, frames):
-        one = nn.functional.pad(best, (1, 0), value=NEG_INF)[:, :states]
-        two = nn.functional.pad(best, (2, 0), value=NEG_INF)[:, :states].masked_fill(~skippable, NEG_INF)
-        top, step = torch.stack((best, one, two)).max(0)
-        back[t] = step
-        best = torch.where((t < frame_len)[:, None], top + emission[:, t], best)
-    return best, back
-
-
-def _viterbi_backward(best, back, frame_len, target_len):
-    frames = back.shape[0]
-    last = (2 * target_len)[:, None]
-    end_blank, end_token = best.gather(1, last)[:, 0], best.gather(1, (last - 1).clamp(min=0))[:, 0]
-    state = torch.where((end_token > end_blank) & (target_len > 0), last[:, 0] - 1, last[:, 0])
-    possible = torch.maximum(end_blank, end_token).isfinite() & (frame_len > 0)
-    path = torch.full(back.shape[1::-1], -1, dtype=torch.int64, device=back.device)
-    for t in range(frames - 1, -1, -1):
-        inside = possible & (t < frame_len)
-        path[:, t] = torch.where(inside, state, -1)
-        state = torch.where(inside, state - back[t].gather(1, state[:, None])[:, 0], state)
-    return path
 
 
 def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
@@ -230,7 +163,7 @@ def ctc_compress(
 
 def _forced_labels(log_probs, frame_len, targets, target_len, blank):
     state = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank)
-    label = _states(targets.to(state.device, torch.int64), target_len.to(state.device), blank)
+    label = state_labels(targets.to(state.device, torch.int64), target_len.to(state.device), blank)
     return state, label.gather(1, state.clamp(min=0))
 
 

@@ -18,22 +18,10 @@
 // Shared     ring WARPS * STAGES * Slab::BYTES, edge 4 * (WARPS + 1) * 4 * FRAMES, best 16, then directions. align_cuda.py
 //            computes the same sum. The backtrack stages global directions where the ring was.
 //
-// align_cuda.py compiles one instance a plan: -DMAS_PLAN=Elem,COLUMNS,WARPS,FRAMES,STAGES,COPY,ASYNC. No headers are needed.
+// align_cuda.py compiles one instance a plan: -DMAS_PLAN=Elem,COLUMNS,WARPS,FRAMES,STAGES,COPY,ASYNC, behind
+// elements.cu. No headers are needed.
 
-#ifndef MAS_EMULATED
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-
-__device__ __forceinline__ float half_to_float(unsigned short half) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
-    return value;
-}
-
-template <typename Unit>
-__device__ __forceinline__ Unit read_global(const Unit* from) {
-    return *from;
-}
-
+#ifndef EMULATED
 // Copies `valid` bytes of BYTES to shared memory and zeros the rest; lands at wait_for_copies.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, int valid) {
@@ -59,18 +47,7 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
 }
-#endif  // MAS_EMULATED
-
-struct Half {
-    unsigned short bits;
-};
-struct Bfloat {
-    unsigned short bits;
-};
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(Half x) { return half_to_float(x.bits); }
-__device__ __forceinline__ float to_float(Bfloat x) { return __uint_as_float((unsigned)x.bits << 16); }
+#endif  // EMULATED
 
 // How scores are read: 16 or 4 bytes along the text, 4 bytes along the frames, or one element at a time at any strides.
 enum Copy { TEXT16, TEXT4, FRAMES4, ELEMENTS };
@@ -90,13 +67,7 @@ struct UnitOf<2> {
     typedef unsigned short type;
 };
 
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __device__ __forceinline__ int clamped(int x, int high) { return x < 0 ? 0 : x < high ? x : high; }
-
-__device__ __forceinline__ long long length_at(const void* lengths, int row, int bytes) {
-    return bytes == 8 ? ((const long long*)lengths)[row] : ((const int*)lengths)[row];
-}
 
 // One utterance's scores, and how many of its frames and tokens are valid.
 template <typename Elem>
@@ -283,7 +254,7 @@ __device__ __forceinline__ void monotonic_align(const Elem* score, long long str
 
     const int b = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     path += (long long)b * max_segs;
-    const long long segs_given = length_at(seg_len, b, seg_bytes), tokens_given = length_at(text_len, b, text_bytes);
+    const long long segs_given = integer_at(seg_len, b, seg_bytes), tokens_given = integer_at(text_len, b, text_bytes);
     const bool in_range = 0 < tokens_given && tokens_given <= segs_given && segs_given <= max_segs && tokens_given <= max_tokens;
     const int segs = in_range ? (int)segs_given : 0, tokens = in_range ? (int)tokens_given : 0;
     for (int s = segs + thread; s < max_segs; s += 32 * WARPS) path[s] = -1;
@@ -400,8 +371,7 @@ __device__ __forceinline__ void monotonic_align(const Elem* score, long long str
         }
     }
 
-    // the exponent is all ones in infinities and NaN
-    if ((__float_as_uint(*best) & 0x7f800000u) == 0x7f800000u) {
+    if (!is_finite(*best)) {
         for (int s = thread; s < segs; s += 32 * WARPS) path[s] = -1;
         return;
     }

@@ -9,13 +9,15 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import emulated
+import emulated_mas
+import emulated_viterbi
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
-CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance of the kernel
+CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance of a kernel
 
 
 def pytest_runtest_setup(item):
@@ -24,7 +26,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    # these wait for a program that checks the CUDA kernel in the background
+    # these wait for a program that checks the CUDA kernels in the background
     items.sort(key=lambda item: "emulated" in item.keywords)
 
 
@@ -36,7 +38,7 @@ def emulation_in_background(request, tmp_path_factory):
         return
     folder = tmp_path_factory.mktemp("emulation")
     instances = folder / "instances.json"
-    instances.write_text(json.dumps([emulated.as_json(instance) for instance in emulated.all_instances()]))
+    instances.write_text(json.dumps({x.NAME: x.instances() for x in (emulated_mas, emulated_viterbi)}))
     command = [sys.executable, str(ROOT / "tests" / "emulated.py"), str(instances), str(folder), CASES]
     with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
         yield process, folder

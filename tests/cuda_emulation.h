@@ -4,7 +4,7 @@
 // checked against a map of what may be read, and a barrier that some threads never reach is reported.
 // x86-64 or any other platform with ucontext.
 #pragma once
-#define MAS_EMULATED
+#define EMULATED
 
 #include <math.h>
 #include <stdint.h>
@@ -24,6 +24,7 @@
 #define DYNAMIC_SHARED(name) unsigned char* name = emulation::block->shared.get()
 #define threadIdx (emulation::block->thread_index())
 #define blockIdx (emulation::block->block_index())
+#define blockDim (emulation::block->block_size())
 
 using std::max;
 using std::min;
@@ -74,7 +75,7 @@ struct Block {
 
     std::vector<Thread> threads;
     std::unique_ptr<unsigned char[]> shared;
-    std::vector<float> exchanged;
+    std::vector<unsigned> exchanged;
     std::mt19937_64 random;
     Readable readable;
     std::function<void()> kernel;
@@ -94,6 +95,7 @@ struct Block {
 
     Index thread_index() const { return {current}; }
     Index block_index() const { return {index}; }
+    Index block_size() const { return {(int)threads.size()}; }
 
     void fail(const std::string& message) {
         if (error.empty()) error = message;
@@ -198,14 +200,14 @@ inline std::string launch(int blocks, int threads, int shared_bytes, uint64_t se
 inline void __syncthreads() { emulation::block->yield(emulation::AT_BLOCK_BARRIER); }
 inline void __syncwarp() { emulation::block->yield(emulation::AT_WARP_BARRIER); }
 
-inline float __shfl_up_sync(unsigned mask, float value, unsigned delta) {
+// The bits that lane `from` of the warp gives.
+inline unsigned exchange(unsigned mask, unsigned bits, int from) {
     emulation::Block& block = *emulation::block;
     const int thread = block.current, parity = block.threads[thread].exchanges++ % 2;
     if (mask != ~0u) block.fail("only whole warps exchange values here");
-    block.exchanged[2 * thread + parity] = value;
+    block.exchanged[2 * thread + parity] = bits;
     __syncwarp();
-    const int from = thread % 32 < (int)delta ? thread : thread - (int)delta;
-    return block.exchanged[2 * from + parity];
+    return block.exchanged[2 * (thread / 32 * 32 + (from & 31)) + parity];
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -222,6 +224,12 @@ inline float __uint_as_float(unsigned bits) {
     memcpy(&x, &bits, 4);
     return x;
 }
+
+inline float __shfl_up_sync(unsigned mask, float value, unsigned delta) {
+    const int lane = threadIdx.x % 32;
+    return __uint_as_float(exchange(mask, __float_as_uint(value), lane < (int)delta ? lane : lane - (int)delta));
+}
+inline unsigned __shfl_sync(unsigned mask, unsigned value, int from) { return exchange(mask, value, from); }
 
 inline float half_to_float(unsigned short half) {
     const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 0x3ffu;

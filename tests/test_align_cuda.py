@@ -2,23 +2,17 @@
 
 import itertools
 import json
-import sys
-import threading
-import types
-import warnings
 
 import emulated
+import emulated_mas
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES, H200, T4, cramped, cubin_size, to_gpu
 
-from nemo_comat import align, align_cuda, monotonic_align
-from nemo_comat.align_cuda import PLANS, Device, Instance, Plan
+from nemo_comat import align_cuda, backends, monotonic_align
+from nemo_comat.align_cuda import PLANS, Instance, Plan
 
-H200 = Device(multiprocessors=132, shared_per_block=232448, shared_per_multiprocessor=233472, capability=90)
-RTX_3090 = Device(multiprocessors=82, shared_per_block=101376, shared_per_multiprocessor=102400, capability=86)
-T4 = Device(multiprocessors=40, shared_per_block=65536, shared_per_multiprocessor=65536, capability=75)
-DEVICES = {"H200": H200, "RTX 3090": RTX_3090, "T4": T4}
 COMPILER = "needs g++"
 
 
@@ -46,7 +40,7 @@ def test_the_smallest_plan_that_holds_the_text_is_chosen():
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_every_shape_gets_a_plan_that_fits(device):
-    sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), align_cuda.ELEMENTS)
+    sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), backends.ELEMENTS)
     for batch, segs, tokens, dtype in sizes:
         score = torch.empty(1, dtype=dtype).expand(batch, segs, tokens)
         instance, moves_shared = align_cuda.choose(score, device)
@@ -88,127 +82,6 @@ def test_asynchronous_copies_only_where_the_device_has_them():
     assert not align_cuda.choose(empty(2, 10, 16)[..., ::2], H200)[0].asynchronous
 
 
-# --- what cannot be had ---
-
-
-def test_the_cuda_backend_says_why_it_cannot_be_used(monkeypatch):
-    score, lengths = torch.zeros(1, 2, 2), torch.tensor([2])
-    with pytest.raises(RuntimeError, match="score is on cpu, not on a CUDA device; move it there"):
-        monotonic_align(score, lengths, lengths, backend="cuda")
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    align_cuda._why_no_cupy.cache_clear()
-    try:
-        reason = align_cuda.why_unavailable(torch.device("cuda"))
-    finally:
-        align_cuda._why_no_cupy.cache_clear()
-    assert "CuPy cannot be imported" in reason and "pip install cupy-cuda12x" in reason
-
-
-def test_auto_without_cupy_takes_torch_on_the_gpu_and_warns_once(monkeypatch):
-    monkeypatch.setattr(align_cuda, "why_unavailable", lambda device: "CuPy cannot be imported")
-    monkeypatch.setattr(align, "_align_torch", lambda score, *lengths: "torch")
-    align._warn_of_torch.cache_clear()
-    on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
-    with pytest.warns(UserWarning, match="slower torch backend: CuPy cannot be imported"):
-        assert align._align_auto(on_gpu, None, None) == "torch"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert align._align_auto(on_gpu, None, None) == "torch"
-
-
-def fake_cupy(monkeypatch, kernel):
-    """A CuPy of one H200 whose RawKernel is `kernel`."""
-
-    class CompileException(Exception):
-        pass
-
-    class Nothing:
-        def __init__(self, *arguments):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return None
-
-    class OneDevice(Nothing):
-        attributes = {
-            "MultiProcessorCount": 132,
-            "MaxSharedMemoryPerBlockOptin": 232448,
-            "MaxSharedMemoryPerMultiprocessor": 233472,
-            "ComputeCapabilityMajor": 9,
-            "ComputeCapabilityMinor": 0,
-        }
-
-    compiler = types.SimpleNamespace(CompileException=CompileException)
-    cuda = types.SimpleNamespace(Device=OneDevice, ExternalStream=Nothing, compiler=compiler)
-    cupy = types.SimpleNamespace(cuda=cuda, RawKernel=kernel)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(align_cuda, "why_unavailable", lambda device: None)
-    return cupy
-
-
-@pytest.fixture
-def clean_caches():
-    """What the launcher has learnt of a fake CuPy is forgotten."""
-    yield
-    align_cuda._device.cache_clear()
-    align_cuda._compiled.cache_clear()
-
-
-def test_a_failed_compile_raises_with_the_log(monkeypatch, clean_caches):
-    class Kernel:
-        def __setattr__(self, name, value):
-            raise cupy.cuda.compiler.CompileException("mas.cu(7): error: expected a ;")
-
-        def __init__(self, *arguments):
-            pass
-
-    cupy = fake_cupy(monkeypatch, Kernel)
-    lengths = torch.tensor([2])
-    with pytest.raises(RuntimeError, match=r"(?s)does not compile for MAS_PLAN=float,2,1,16,4.*expected a ;"):
-        monotonic_align(torch.zeros(1, 2, 2), lengths, lengths, backend="cuda")
-
-
-def test_a_failed_launch_raises(monkeypatch, clean_caches):
-    class Kernel:
-        def __init__(self, *arguments):
-            pass
-
-        def __call__(self, *arguments, **options):
-            raise OSError("CUDA_ERROR_INVALID_VALUE")
-
-    fake_cupy(monkeypatch, Kernel)
-    lengths = torch.tensor([2])
-    with pytest.raises(OSError, match="CUDA_ERROR_INVALID_VALUE"):
-        monotonic_align(torch.zeros(1, 2, 2), lengths, lengths, backend="cuda")
-
-
-def test_threads_launch_side_by_side(monkeypatch, clean_caches):
-    """Compiling and launching from several threads at once reaches the kernel with each thread's own arguments."""
-    seen = []
-
-    class Kernel:
-        def __init__(self, *arguments):
-            pass
-
-        def __call__(self, grid, block, arguments, shared_mem):
-            seen.append((grid[0], int(arguments[9])))
-
-    fake_cupy(monkeypatch, Kernel)
-
-    def run(tokens):
-        lengths = torch.ones(tokens, dtype=torch.long)
-        monotonic_align(torch.zeros(tokens, 4, tokens), lengths, lengths, backend="cuda")
-
-    threads = [threading.Thread(target=run, args=(tokens,)) for tokens in range(1, 5)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert sorted(seen) == [(tokens, tokens) for tokens in range(1, 5)]
-
-
 # --- launches on an emulated device ---
 
 
@@ -238,11 +111,10 @@ def launch_cases():
 @pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
 def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, device):
     cases = list(launch_cases())
-    # a device with little shared memory a multiprocessor keeps its directions in global memory
-    cramped = Device(device.multiprocessors, device.shared_per_block, 1024, device.capability)
-    chosen = {align_cuda.choose(s if s.dtype in align_cuda.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
+    chosen = {align_cuda.choose(s if s.dtype in backends.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
     instances = sorted(chosen, key=lambda x: x.macro)
-    emulated.build([x.macro for x in instances], tmp_path / "launched.so", sanitize=False)
+    entries = [emulated_mas.entry(vars(x) | {"macro": x.macro}, emulated.source("mas")) for x in instances]
+    emulated.build(entries, tmp_path / "launched.so", sanitize=False)
     emulator = emulated.Emulator(tmp_path / "launched.so")
 
     def run(instance, index, blocks, threads, arguments, *, shared_bytes):
@@ -251,7 +123,7 @@ def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, dev
     places = set()
     for score, seg_len, text_len in cases:
         wanted = monotonic_align(score, seg_len, text_len, backend="cpu")
-        for place in (device, cramped):
+        for place in (device, cramped(device)):
             found = align_cuda.launch(run, score, seg_len, text_len, place)
             assert found.dtype == torch.int32 and found.equal(wanted)
             places.add(align_cuda.choose(score.float(), place)[1])
@@ -263,17 +135,17 @@ def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, dev
 def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation_in_background):
     process, folder = emulation_in_background
     assert process.wait() == 0, (folder / "log").read_text()
-    report = json.loads((folder / "report.json").read_text())
-    assert report["instances"] == len(emulated.all_instances()) and report["cases"] >= report["instances"]
+    report = json.loads((folder / "report.json").read_text())["mas"]
+    assert report["instances"] == len(emulated_mas.all_instances()) and report["cases"] >= report["instances"]
 
 
 @pytest.mark.emulated
 @pytest.mark.skipif(not emulated.available(), reason=COMPILER)
-@pytest.mark.parametrize("bug", emulated.PLANTED)
+@pytest.mark.parametrize("bug", emulated_mas.PLANTED)
 def test_planted_bugs_are_found(emulation_in_background, bug):
     process, folder = emulation_in_background
     assert process.wait() == 0, (folder / "log").read_text()
-    assert json.loads((folder / "report.json").read_text())["planted"][bug], f"nothing found: {bug}"
+    assert json.loads((folder / "report.json").read_text())["mas"]["planted"][bug], f"nothing found: {bug}"
 
 
 def test_the_recursion_of_the_emulation_agrees_with_the_cpu_backend():
@@ -283,26 +155,12 @@ def test_the_recursion_of_the_emulation_agrees_with_the_cpu_backend():
         score = emulated.random_scores(rng, emulated.KINDS[case % len(emulated.KINDS)], (1, segs, tokens))
         seg_len, text_len = rng.integers(0, segs + 1), rng.integers(0, tokens + 1)
         found = monotonic_align(torch.tensor(score), torch.tensor([seg_len]), torch.tensor([text_len]), backend="cpu")
-        assert found[0].tolist() == emulated.recursion(score[0], seg_len, text_len).tolist()
+        assert found[0].tolist() == emulated_mas.recursion(score[0], seg_len, text_len).tolist()
 
 
 # --- the compiler ---
 
 WAYS = [(element, copy) for element in ("float", "Half", "Bfloat") for copy in align_cuda.COPIES]
-
-
-def compiled(instance, architecture):
-    """Size of the cubin that NVRTC makes of mas.cu for an instance."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
-    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-DMAS_PLAN={instance.macro}".encode()]
-    _, program = nvrtc.nvrtcCreateProgram(align_cuda.SOURCE.read_bytes(), b"mas.cu", 0, [], [])
-    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    # NVRTC writes into the bytes, and a single byte is an object that all of Python shares
-    log = b" " * max(size, 2)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert int(result) == 0, log.decode()
-    return nvrtc.nvrtcGetCUBINSize(program)[1]
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100])
@@ -311,12 +169,12 @@ def test_nvrtc_compiles_every_plan(plan, architecture):
     # the twelve ways of reading scores take turns
     element, copy = WAYS[(PLANS.index(plan) * 7 + architecture // 5) % len(WAYS)]
     instance = Instance(plan, element, copy, architecture >= 80 and copy != "ELEMENTS")
-    assert compiled(instance, f"sm_{architecture}") > 0
+    assert cubin_size("mas", f"MAS_PLAN={instance.macro}", f"sm_{architecture}") > 0
 
 
 def test_what_does_not_compile_is_noticed():
     with pytest.raises(AssertionError, match="no such plan"):
-        compiled(Instance(Plan(2, 1, 16, 1), "float", "TEXT16", True), "sm_90")
+        cubin_size("mas", f"MAS_PLAN={Instance(Plan(2, 1, 16, 1), 'float', 'TEXT16', True).macro}", "sm_90")
 
 
 # --- on a GPU ---
@@ -342,11 +200,6 @@ def cupy():
     return pytest.importorskip("cupy")
 
 
-def to_gpu(tensor):
-    """On the GPU with the same strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda").copy_(tensor)
-
-
 def assert_cuda_equals_cpu(score, seg_len, text_len):
     found = monotonic_align(to_gpu(score), seg_len.cuda(), text_len.cuda(), backend="cuda")
     assert found.cpu().equal(monotonic_align(score, seg_len, text_len))
@@ -357,7 +210,7 @@ def assert_cuda_equals_cpu(score, seg_len, text_len):
 def test_cuda_equals_cpu_on_every_plan(cupy, plan):
     """Small enough for compute-sanitizer; every type, every way of copying, and strips."""
     torch.manual_seed(0)
-    for dtype in align_cuda.ELEMENTS:
+    for dtype in backends.ELEMENTS:
         for tokens in (plan.width, plan.width - 3, plan.width + 40 * (plan is PLANS[-1])):
             segs = tokens + 41
             text = torch.randn(2, segs, tokens).to(dtype)

@@ -50,8 +50,8 @@ from step_data import make_batches, read_texts
 from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
 
-from nemo_comat import ComatCTCModelBPE, Teacher
-from nemo_comat.config import TeacherConfig
+from nemo_comat import ComatCTCModelBPE, write_cache, write_index
+from nemo_comat.cache import build_teacher
 from nemo_comat.teacher import find_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,27 +115,14 @@ def live_config(cfg, teacher):
 
 
 def cached_config(cfg, texts, folder):
-    """The config with these texts' embeddings in a cache in the folder; None where this version keeps no cache."""
-    if not hasattr(TeacherConfig, "cache"):
-        return None
-    from nemo_comat.cache import write_cache, write_index
-
-    for _ in write_cache(folder, make_teacher(cfg.comat.teacher), texts):
+    """The config with these texts' embeddings in a cache in the folder."""
+    for _ in write_cache(folder, build_teacher(**cfg.comat.teacher), texts):
         pass
     write_index(folder)
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.comat.teacher.update(cache=str(folder), missing="error")
     return cfg
-
-
-def make_teacher(block):
-    """A teacher of a config's ``teacher`` block, as the model builds its own."""
-    if not hasattr(TeacherConfig, "cache"):
-        return Teacher(**block)
-    from nemo_comat.cache import build_teacher
-
-    return build_teacher(**block)
 
 
 @functools.cache
@@ -152,14 +139,11 @@ def random_bert_base():
 
 
 def configs_of_arms(options, setting, texts, folder):
-    """The config of each arm by its name, ctc first; and why an arm is left out, by name."""
+    """The config of each arm by its name, ctc first."""
     cfg = model_config(options, setting)
     configs = {"ctc": plain_config(cfg), "cached": cached_config(live_config(cfg, options.teacher[0]), texts, folder)}
     configs.update((f"live {teacher}", live_config(cfg, teacher)) for teacher in options.teacher)
-    if configs["cached"] is not None:
-        return configs, {}
-    del configs["cached"]
-    return configs, {"cached": "this version of nemo_comat keeps no cache of embeddings"}
+    return configs
 
 
 def make_trainer(device):
@@ -236,12 +220,12 @@ def bench(options, setting, result):
     batches = make_batches(options, setting, tokenizer, sample_rate=16000)
     texts = [text for batch in batches for text in read_texts(batch, tokenizer)]
     with tempfile.TemporaryDirectory() as folder:
-        configs, missing = configs_of_arms(options, setting, texts, folder)
+        configs = configs_of_arms(options, setting, texts, folder)
         trainer = make_trainer(device)
         make_workspace(device)
         arms = [make_ready(name, cfg, trainer, batches[0], device, precision) for name, cfg in configs.items()]
         # of their own, for those of the arms know the texts by then
-        teachers = {arm.name: make_teacher(arm.model.cfg.comat.teacher) for arm in arms[1:]}
+        teachers = {arm.name: build_teacher(**arm.model.cfg.comat.teacher) for arm in arms[1:]}
         for teacher in teachers.values():
             teacher.encode(read_texts(batches[0], tokenizer), device=device)  # loads it
         order, parts, shapes = random.Random(options.seed), {}, []
@@ -257,17 +241,16 @@ def bench(options, setting, result):
                     parts.setdefault(name, []).append(value)
                 shapes.append(shape)
         finally:
-            describe(result, setting, arms, parts, shapes, missing, device)
+            describe(result, setting, arms, parts, shapes, device)
             measured = {row["arm"]: row for row in result["arms"][-len(arms) :]}
         if options.memory and device.type == "cpu":
             for name, cfg in configs.items():
                 measured[name]["peak_bytes"] = alone(cpu_growth, options, setting, name, cfg)
 
 
-def describe(result, setting, arms, parts, shapes, missing, device):
+def describe(result, setting, arms, parts, shapes, device):
     """Adds one setting's rows to the result; an interrupted round is left out."""
     rounds, common = min(len(arm.seconds) for arm in arms), asdict(setting)
-    result["arms"] += [{**common, "arm": name, "skipped": why} for name, why in missing.items()]
     if not rounds:
         return
     reference = arms[0].seconds[:rounds]
@@ -334,9 +317,6 @@ def with_interval(row):
 def arms_table(rows):
     lines = []
     for row in rows:
-        if "skipped" in row:
-            lines.append([title(row), row["arm"], f"left out: {row['skipped']}", "", "", ""])
-            continue
         peak = f"{row['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in row else "-"
         active = f"{row['active_fraction']:.0%}" if "active_fraction" in row else "-"
         lines.append([title(row), row["arm"], f"{row['median'] * 1e3:.1f} ms", with_interval(row), peak, active])

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_comat.teacher import reference_text
+
 WORDS_PER_SECOND = 2.7
 WORDS = """the of and to a in that he was it his had with as for i you not be is at on by her which have or from this
 him but all she they were my are me one their so an said them we who would been will no when there if more out up into
@@ -65,4 +67,4 @@ def make_batches(options, setting, tokenizer, sample_rate):
 def read_texts(batch, tokenizer):
     """The texts as the model hands them to its teacher."""
     *_, targets, lengths = batch
-    return [tokenizer.ids_to_text(ids[:length]) for ids, length in zip(targets.tolist(), lengths.tolist())]
+    return [reference_text(tokenizer, ids[:length]) for ids, length in zip(targets.tolist(), lengths.tolist())]

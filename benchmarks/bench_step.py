@@ -15,7 +15,7 @@ No text comes twice to one model, so a live teacher, which remembers the texts i
 it does with a large corpus. A ratio is the median over the rounds of an arm's time by ctc's on the same batches, its
 interval a 95% bootstrap over the rounds. Weights are random and audio is noise: this measures time and memory only.
 Loading data and what Lightning does around a step, such as logging, are not in it.
-With greedy labels an untrained model has few active rows; the work is the same, for every row is computed.
+The work of ours does not depend on how many rows are active; the table says how many were.
 
 Under the arms stand the parts of a step, each called on its own with one forward's tensors, from an idle device: on a
 GPU, where launches overlap with other work, they are upper bounds. The backward part ends at the encoder's frames;

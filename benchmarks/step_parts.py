@@ -7,6 +7,7 @@ import torch
 from bench_align import clock
 
 from nemo_comat import CompressAlignTransfer, cosine_score, ctc_viterbi, token_average
+from nemo_comat.compress import pool_segments, run_segments
 from nemo_comat.model import captured
 from nemo_comat.teacher import TeacherOutput
 
@@ -34,7 +35,7 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     """Seconds of each part of one step of ours.
 
     Args:
-        model: ComatCTCModelBPE with method ctc and monotonic alignment.
+        model: ComatCTCModelBPE with method ctc, average pooling without blanks, and monotonic alignment.
         teachers: the `Teacher` of each arm by its name, none of which has seen the texts; the last one is the model's.
         batch: signal, lengths, transcript, lengths on the CPU. texts: the B transcripts.
         device: the model's. autocast: the context of the step's precision.
@@ -45,9 +46,15 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     for name, teacher in teachers.items():
         embedded, seconds[f"teacher, {name}"] = timed(device, lambda one=teacher: one.encode(texts, device=device))
     hidden, frame_len, log_probs, targets, target_len = given = forward_tensors(model, batch, device, autocast)
-    seconds["labels"] = time_labels(comat, log_probs, frame_len, targets, target_len, device)
-    compressed, whole = timed(device, lambda: comat.compressor(*given, embedded.text_len, embedded.embeddings.shape[1]))
-    seconds["pooling"] = max(0.0, whole - seconds["labels"])
+    (run, is_blank), seconds["labels"] = timed(device, lambda: labels_of(comat, *given[1:]))
+    bound = targets.shape[1] if comat.compressor.options["labels"] == "forced" else hidden.shape[1]
+
+    def pool():
+        seg_of_frame, _ = run_segments(run, is_blank, frame_len)
+        return pool_segments(hidden, seg_of_frame, None, bound)
+
+    _, seconds["pooling"] = timed(device, pool)
+    compressed = comat.compressor(*given, embedded.text_len, embedded.embeddings.shape[1])
 
     def project():
         student = comat.projection(compressed.segments)
@@ -70,11 +77,14 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     return seconds, sizes
 
 
-def time_labels(comat, log_probs, frame_len, targets, target_len, device):
-    if comat.compressor.options["labels"] == "greedy":
-        return timed(device, lambda: log_probs.argmax(2))[1]
+def labels_of(comat, frame_len, log_probs, targets, target_len):
+    """What the runs are of: labels, or states of the CTC path; and which of them are blank."""
     blank = comat.compressor.options["blank"]
-    return timed(device, lambda: ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank))[1]
+    if comat.compressor.options["labels"] == "greedy":
+        label = log_probs.argmax(2)
+        return label, label == blank
+    state = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank)
+    return state, state % 2 == 0
 
 
 def random_step(shape, labels, device, width=176, pieces=128, teacher_width=384):

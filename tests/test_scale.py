@@ -78,7 +78,7 @@ def test_two_processes_train_as_one(steady_cfg, tmp_path):
     try:
         untrained, _ = train(steady_cfg, max_steps=0)
         wanted = {name: train(cfg) for name, cfg in configs.items()}
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

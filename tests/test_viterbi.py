@@ -19,6 +19,15 @@ COMPILER = pytest.mark.skipif(not emulated.available(), reason="needs g++")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The torch backend's operations are so small here that on a busy machine threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def random_log_probs(*shape, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return (3 * torch.randn(shape, generator=rng)).log_softmax(-1)

@@ -116,7 +116,8 @@ def main():
     draw = random.Random(options.seed)
     texts = [text for _, text in itertools.islice(synthetic_rows(draw, options.seconds), options.texts)]
     batches = [draw.sample(texts, options.batch) for _ in range(options.batches)]
-    with tempfile.TemporaryDirectory(dir=".") as folder, tempfile.TemporaryDirectory() as teacher_folder:
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder, tempfile.TemporaryDirectory() as teacher_folder:
         random_bert(teacher_folder, **TEACHER)
         found = {**where(torch.device("cpu")), "batch": options.batch}
         found.update(write(Path(folder), Teacher(teacher_folder), texts))
@@ -124,7 +125,6 @@ def main():
             found.update(pool.submit(read, folder, teacher_folder, batches).result())
     found["live_seconds"] = live(batches[:10])
     print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "cache.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nwritten: {options.out / 'cache.json'}")
 

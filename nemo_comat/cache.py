@@ -140,7 +140,7 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
     """Embeds and writes each distinct text that the folder does not have yet; goes on where an earlier call stopped.
 
     Texts are gathered until a shard is full, then sorted by length and embedded in batches; a shard is written whole or
-    not at all. Call `write_index` when all ranks are done.
+    not at all. Call `write_index` when all ranks are done. The hashes of all texts, about 0.1 kB each, are in memory.
 
     Args:
         folder: created where it is missing.

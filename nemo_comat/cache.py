@@ -225,8 +225,12 @@ def _save(tensors, path, description, **metadata):
 
 
 def write_index(folder):
-    """Writes the index of all shards in a folder; returns the number of texts.
+    """Writes the index of all shards, which makes the folder a finished cache.
 
+    Args:
+        folder: what `write_cache` filled.
+    Returns:
+        number of texts.
     Raises:
         CacheError: there are no shards, or shards of different teachers.
     """

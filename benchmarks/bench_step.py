@@ -46,12 +46,13 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.tokenizers import SentencePieceTokenizer
 from nemo.utils import logging
 from omegaconf import OmegaConf, open_dict
-from step_data import make_batches, random_bert, read_texts
+from step_data import make_batches, random_bert
 from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.cache import build_teacher
+from nemo_comat.teacher import reference_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -213,7 +214,7 @@ def bench(options, setting, result):
     device, precision = options.device, setting.precision
     tokenizer = SentencePieceTokenizer(str(Path(options.tokenizer) / "tokenizer.model"))
     batches = make_batches(options, setting, tokenizer, sample_rate=16000)
-    texts = [text for batch in batches for text in read_texts(batch, tokenizer)]
+    texts = [text for batch in batches for text in reference_texts(tokenizer, *batch[2:])]
     with tempfile.TemporaryDirectory() as folder:
         configs = configs_of_arms(options, setting, texts, folder)
         trainer = make_trainer(device)
@@ -222,15 +223,16 @@ def bench(options, setting, result):
         # of their own, for those of the arms know the texts by then
         teachers = {arm.name: build_teacher(**arm.model.cfg.comat.teacher) for arm in arms[1:]}
         for teacher in teachers.values():
-            teacher.encode(read_texts(batches[0], tokenizer), device=device)  # loads it
+            teacher.encode(reference_texts(tokenizer, *batches[0][2:]), device=device)  # loads it
         order, parts, shapes = random.Random(options.seed), {}, []
         try:
             for turn in range(options.rounds):
                 now = batches[1 + turn * options.steps :][: options.steps]
                 for arm in order.sample(arms, len(arms)):
                     take_turn(arm, now, device, precision)
+                now_texts = reference_texts(tokenizer, *now[0][2:])
                 seconds, shape = time_parts(
-                    arms[-1].model, teachers, now[0], read_texts(now[0], tokenizer), device, autocast(device, precision)
+                    arms[-1].model, teachers, now[0], now_texts, device, autocast(device, precision)
                 )
                 for name, value in seconds.items():
                     parts.setdefault(name, []).append(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.teacher import find_model, reference_text
+from nemo_comat.teacher import find_model
 
 WORDS_PER_SECOND = 2.7
 WORDS = """the of and to a in that he was it his had with as for i you not be is at on by her which have or from this
@@ -71,9 +71,3 @@ def make_batches(options, setting, tokenizer, sample_rate):
     rows[:size] = [(longest, text) for _, text in rows[:size]]
     pin = options.device.type == "cuda"
     return [make_batch(rows[i : i + size], tokenizer, sample_rate, pin) for i in range(0, count, size)]
-
-
-def read_texts(batch, tokenizer):
-    """The texts as the model hands them to its teacher."""
-    *_, targets, lengths = batch
-    return [reference_text(tokenizer, ids[:length]) for ids, length in zip(targets.tolist(), lengths.tolist())]

@@ -22,6 +22,7 @@ from nemo_comat.teacher import Teacher, TeacherError, TeacherOutput, upload
 FORMAT = 1
 INDEX = "index.safetensors"
 MISSING = ("encode", "error")
+RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
 
 
 class CacheError(TeacherError):
@@ -39,11 +40,6 @@ class CachedText(NamedTuple):
 def text_key(text):
     """Hash of a text: two int64, the halves of a 128-bit BLAKE2b."""
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.int64)
-
-
-def text_keys(texts):
-    """[n, 2] int64 hashes of texts."""
-    return np.stack([text_key(text) for text in texts]) if texts else np.zeros((0, 2), dtype=np.int64)
 
 
 class TeacherCache:
@@ -91,9 +87,6 @@ class TeacherCache:
         embeddings, token_id, start, too_long = self._open_shards[shard]
         begin, end = start[row : row + 2].tolist()
         return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]))
-
-
-RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
 
 
 def _open(path, folder):
@@ -159,15 +152,12 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
     folder.mkdir(parents=True, exist_ok=True)
     description = teacher.description
     shards = _shard_files(folder)
-    for shard in shards:
-        refuse_another(json.loads(_open(shard, folder)[1]["teacher"]), description, folder)
-    known = {bytes(key) for shard in shards for key in _open(shard, folder)[0].get_tensor("key").numpy()}
+    known = {bytes(key) for shard in shards for key in _keys(shard, description, folder).numpy()}
     number = 1 + max((int(shard.stem.rsplit("-", 1)[1]) for shard in shards), default=-1)
     waiting = {}
     for text in texts:
         key = text_key(text)
-        # unsigned: a negative hash would have a remainder of another sign in other languages
-        if int(np.uint64(key[0] & 0x7FFFFFFFFFFFFFFF)) % world_size != rank:
+        if int(key[0]) % world_size != rank:
             continue
         if bytes(key) in known:
             yield 1
@@ -179,6 +169,12 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
             number, waiting = number + 1, {}
     if waiting:
         yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+
+
+def _keys(shard, description, folder):
+    file, metadata = _open(shard, folder)
+    refuse_another(json.loads(metadata["teacher"]), description, folder)
+    return file.get_tensor("key")
 
 
 def _shard_name(rank, number):
@@ -235,17 +231,15 @@ def write_index(folder):
         CacheError: there are no shards, or shards of different teachers.
     """
     folder = Path(folder).expanduser()
-    shards, keys, places, description = _shard_files(folder), [], [], None
-    for number, shard in enumerate(shards):
-        file, metadata = _open(shard, folder)
-        found = json.loads(metadata["teacher"])
-        refuse_another(found, description or found, folder)
-        description = description or found
-        keys.append(file.get_tensor("key"))
-        rows = torch.arange(len(keys[-1]), dtype=torch.int32)
-        places.append(torch.stack([torch.full_like(rows, number), rows], 1))
+    shards = _shard_files(folder)
     if not shards:
         raise CacheError(f"Cache {folder} has no texts; {RUN_AGAIN}")
+    description = json.loads(_open(shards[0], folder)[1]["teacher"])
+    keys, places = [], []
+    for number, shard in enumerate(shards):
+        keys.append(_keys(shard, description, folder))
+        rows = torch.arange(len(keys[-1]), dtype=torch.int32)
+        places.append(torch.stack([torch.full_like(rows, number), rows], 1))
     keys, places = torch.cat(keys).numpy(), torch.cat(places)
     order = torch.from_numpy(np.argsort(keys[:, 0], kind="stable"))
     first, second = (torch.from_numpy(np.ascontiguousarray(keys[:, half]))[order] for half in (0, 1))

@@ -18,7 +18,7 @@ from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.plot import Alignment
-from nemo_comat.teacher import Pending, reference_text
+from nemo_comat.teacher import Pending, reference_texts
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 
 # NeMo 3.0 restores only classes below prefixes that it knows
@@ -159,8 +159,7 @@ class ComatMixin:
         return self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
 
     def _reference_texts(self, transcript, transcript_len):
-        rows = zip(transcript.tolist(), transcript_len.tolist())
-        return [reference_text(self.tokenizer, ids[:length]) for ids, length in rows]
+        return reference_texts(self.tokenizer, transcript, transcript_len)
 
     @torch.no_grad()
     def align_text(self, audio, text):

@@ -82,6 +82,16 @@ def reference_text(tokenizer, ids):
     return tokenizer.ids_to_text(ids).strip()
 
 
+def reference_texts(tokenizer, transcript, transcript_len):
+    """`reference_text` of each row of a batch.
+
+    Args:
+        tokenizer: NeMo's. transcript: [B, U] its token ids, padding ignored. transcript_len: [B] valid ids.
+    """
+    rows = zip(transcript.tolist(), transcript_len.tolist())
+    return [reference_text(tokenizer, ids[:length]) for ids, length in rows]
+
+
 def upload(tensor, device):
     """A CPU tensor on a device, without waiting for the device.
 
@@ -100,10 +110,8 @@ class Pending:
         device: torch.device; on a CPU the answer is there at once.
     """
 
-    _streams = {}
-
     def __init__(self, teacher, texts, device):
-        self._device, self._stream = device, self._stream_of(device)
+        self._device, self._stream = device, _side_stream(device)
         if self._stream is None:
             self._output = teacher.encode(texts, device)
             return
@@ -111,14 +119,6 @@ class Pending:
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             self._output = teacher.encode(texts, device)
-
-    @classmethod
-    def _stream_of(cls, device):
-        if device.type != "cuda":
-            return None
-        if device not in cls._streams:
-            cls._streams[device] = torch.cuda.Stream(device)
-        return cls._streams[device]
 
     def result(self):
         """TeacherOutput, for use on the current stream, which waits for it; the host does not."""
@@ -129,6 +129,11 @@ class Pending:
                 # memory of this answer must not be given to another while the current stream reads it
                 tensor.record_stream(current)
         return self._output
+
+
+@functools.cache
+def _side_stream(device):
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 class Teacher:

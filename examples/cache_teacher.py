@@ -73,7 +73,10 @@ def transcripts(dataset):
     for path in manifest_paths(dataset):
         for file in expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0):
             for item in item_iter(file):
-                yield [(item["text"], item["lang"], item["token_labels"])]
+                if isinstance(item["text"], list):
+                    yield [(span["str"], span["lang"], None) for span in item["text"]]
+                else:
+                    yield [(item["text"], item["lang"], item["token_labels"])]
 
 
 def place(cfg):

@@ -165,7 +165,7 @@ class ComatMixin:
     def _comat_output(self, seen, transcript, transcript_len, teacher):
         (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
         hidden = seen.get("layer", encoded.transpose(1, 2))
-        # Lhotse's token ids are floats where the first transcript of a batch is empty; NeMo's CTC casts them too
+        # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
         return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher)
 
     @property

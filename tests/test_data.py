@@ -235,3 +235,12 @@ def test_plain_ctc_is_left_alone(base_cfg, written):
 def test_manifest_text(parts, text):
     assert manifest_text(parts) == text
     assert manifest_text(OmegaConf.create(parts)) == text
+
+
+@pytest.mark.parametrize(("text", "marks"), [("tokens", ["[UNK]", "[UNK]"]), ("manifest", [",", "."])])
+def test_an_alignment_shows_the_tokens_that_the_teacher_reads(build, written, text, marks):
+    folder, rows = written
+    model = build(text)
+    alignment = model.align_text(str(folder / rows[0]["audio_filepath"]), rows[0]["text"])
+    assert [token for token in alignment.tokens if not token.strip("#").isalpha()] == marks
+    assert alignment.path[-1] == len(alignment.tokens) - 1 and alignment.score.shape[1] == len(alignment.tokens)

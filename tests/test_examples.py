@@ -191,13 +191,16 @@ def test_cache_teacher_reads_every_form(cache_teacher, written, form, text):
 
 
 def test_cache_teacher_reads_aggregate_tokenizers(cache_teacher, tmp_path):
+    spans = [{"str": "a", "lang": "en"}, {"str": "dog", "lang": "de"}]
     rows = [{"audio_filepath": "a", "duration": 1, "text": "a dog", "lang": lang} for lang in ("en", "de")]
+    rows.append({"audio_filepath": "a", "duration": 1, "text": spans})
     (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     one = {"dir": str(CORPUS / "tokenizer"), "type": "bpe"}
     cfg = OmegaConf.create({"type": "agg", "langs": {"en": one, "de": one}})
     tokenizer = cache_teacher.Tokenizer(cfg).tokenizer
     dataset = OmegaConf.create({"manifest_filepath": str(tmp_path / "train.json")})
-    assert list(cache_teacher.texts_of(dataset, tokenizer)) == ["a dog", "a dog"]
+    for text in ("tokens", "manifest"):
+        assert list(cache_teacher.texts_of(dataset, tokenizer, text)) == ["a dog"] * 3
 
 
 @pytest.mark.parametrize("text", ["tokens", "manifest"])

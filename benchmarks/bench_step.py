@@ -52,7 +52,8 @@ from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.cache import build_teacher
-from nemo_comat.teacher import reference_texts
+from nemo_comat.config import teacher_arguments
+from nemo_comat.reference import reference_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -116,7 +117,7 @@ def live_config(cfg, teacher):
 
 def cached_config(cfg, texts, folder):
     """The config with these texts' embeddings in a cache in the folder."""
-    for _ in write_cache(folder, build_teacher(**cfg.comat.teacher), texts):
+    for _ in write_cache(folder, build_teacher(**teacher_arguments(cfg.comat.teacher)), texts):
         pass
     write_index(folder)
     cfg = cfg.copy()
@@ -221,7 +222,7 @@ def bench(options, setting, result):
         make_workspace(device)
         arms = [make_ready(name, cfg, trainer, batches[0], device, precision) for name, cfg in configs.items()]
         # of their own, for those of the arms know the texts by then
-        teachers = {arm.name: build_teacher(**arm.model.cfg.comat.teacher) for arm in arms[1:]}
+        teachers = {arm.name: build_teacher(**teacher_arguments(arm.model.cfg.comat.teacher)) for arm in arms[1:]}
         for teacher in teachers.values():
             teacher.encode(reference_texts(tokenizer, *batches[0][2:]), device=device)  # loads it
         order, parts, shapes = random.Random(options.seed), {}, []

@@ -21,14 +21,14 @@ from nemo.collections.common.tokenizers.aggregate_tokenizer import TokenizerWrap
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from omegaconf import OmegaConf
-from speech_to_text_comat import prepare
+from speech_to_text_comat import check_data, complete
 from tqdm import tqdm
 
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.cache import build_teacher
-from nemo_comat.config import read_comat_config
+from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.manifest import ManifestError, manifest_paths
-from nemo_comat.teacher import reference_text
+from nemo_comat.reference import manifest_text, reference_text
 
 
 class Tokenizer(ASRBPEMixin):
@@ -42,20 +42,25 @@ class Tokenizer(ASRBPEMixin):
         return src
 
 
-def texts_of(dataset, tokenizer):
-    """Texts of a ``train_ds`` block as training gives them to the teacher: encoded and decoded by the tokenizer.
+def texts_of(dataset, tokenizer, text="tokens"):
+    """Texts of a ``train_ds`` block as training gives them to the teacher.
 
     Args:
-        dataset: DictConfig. tokenizer: the recogniser's.
+        dataset: DictConfig. tokenizer: the recogniser's. text: comat.teacher.text.
     Yields:
-        str.
+        str: encoded and decoded by the tokenizer, or as they stand.
     """
     encode = TokenizerWrapper(tokenizer)
     for parts in transcripts(dataset):
-        ids = []
-        for text, lang, tokens in parts:
-            ids.extend(tokens if tokens is not None else encode(text, lang) if text else [])
-        yield reference_text(tokenizer, [int(i) for i in ids])
+        if text == "manifest":
+            yield manifest_text(part for part, *_ in parts)
+        else:
+            yield reference_text(tokenizer, [int(i) for part in parts for i in token_ids(encode, *part)])
+
+
+def token_ids(encode, text, lang, tokens):
+    """Token ids of one part of an utterance: the manifest's own, or its text's."""
+    return tokens if tokens is not None else encode(text, lang) if text else []
 
 
 def transcripts(dataset):
@@ -68,7 +73,10 @@ def transcripts(dataset):
     for path in manifest_paths(dataset):
         for file in expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0):
             for item in item_iter(file):
-                yield [(item["text"], item["lang"], item["token_labels"])]
+                if isinstance(item["text"], list):
+                    yield [(span["str"], span["lang"], None) for span in item["text"]]
+                else:
+                    yield [(item["text"], item["lang"], item["token_labels"])]
 
 
 def place(cfg):
@@ -84,15 +92,18 @@ def fill(cfg):
     block = read_comat_config(cfg.model.comat).teacher
     if block.cache is None:
         raise ConfigError("model.comat.teacher.cache is missing; give model.comat.teacher.cache=FOLDER to write to.")
-    prepare(cfg)
     rank, world_size, device = place(cfg)
+    complete(cfg)
+    if rank == 0:
+        check_data(cfg)
     folder, block.cache = block.cache, None
-    teacher, tokenizer = build_teacher(**block), Tokenizer(cfg.model.tokenizer).tokenizer
+    teacher, tokenizer = build_teacher(**teacher_arguments(block)), Tokenizer(cfg.model.tokenizer).tokenizer
+    texts = texts_of(cfg.model.train_ds, tokenizer, block.text)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     options = dict(device=device, rank=rank, world_size=world_size)
     with tqdm(desc=f"rank {rank}" if world_size > 1 else None, unit="text") as bar:
-        for count in write_cache(folder, teacher, texts_of(cfg.model.train_ds, tokenizer), **options):
+        for count in write_cache(folder, teacher, texts, **options):
             bar.update(count)
     if world_size > 1:
         torch.distributed.barrier()

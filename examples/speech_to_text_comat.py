@@ -74,6 +74,12 @@ def leaves(block, prefix=""):
 
 def prepare(cfg):
     """Checks all that can be checked before data or models are loaded; fills in the embedded corpus."""
+    complete(cfg)
+    check_data(cfg)
+
+
+def complete(cfg):
+    """Checks a config, its data apart, and fills in the embedded corpus."""
     if cfg.model.get("comat") is not None:
         read_comat_config(cfg.model.comat)
     if not has_data(cfg.model.train_ds):
@@ -96,6 +102,10 @@ def prepare(cfg):
             f"--manifest={manifest} --data_root=tokenizers --vocab_size=128` and give model.tokenizer.dir=the folder "
             "it names."
         )
+
+
+def check_data(cfg):
+    """Checks the manifests of a config, and that their audio files are there."""
     for name in ("train_ds", "validation_ds", "test_ds"):
         if cfg.model.get(name) is not None:
             check_dataset(cfg.model[name], f"model.{name}")

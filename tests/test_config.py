@@ -1,12 +1,13 @@
 """The comat block: defaults, and one clear sentence for every mistake, before anything is loaded."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from inspect import signature
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_comat import CachedTeacher, Teacher, config
+from nemo_comat.cache import build_teacher
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.transfer import Projection, TransferLoss
 
@@ -39,6 +40,7 @@ def test_defaults_are_filled_in():
         ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
         ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),
         ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
+        ({"teacher": {"text": "raw"}}, "teacher.text must be one of tokens, manifest; got 'raw'"),
         ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of auto, float32, bfloat16, float16; got 'int8'"),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
@@ -57,16 +59,22 @@ def test_mistakes_get_one_sentence(block, message):
 
 
 @pytest.mark.parametrize(
-    "schema, built",
+    "schema, built, given",
     [
-        (config.TeacherConfig, [Teacher, CachedTeacher]),
-        (config.ProjectionConfig, [Projection]),
-        (config.TransferConfig, [TransferLoss]),
+        (config.TeacherConfig, [Teacher, CachedTeacher], config.teacher_arguments),
+        (config.ProjectionConfig, [Projection], dict),
+        (config.TransferConfig, [TransferLoss], dict),
     ],
 )
-def test_keys_are_constructor_arguments(schema, built):
+def test_keys_are_constructor_arguments(schema, built, given):
     arguments = {key for cls in built for key in signature(cls).parameters}
-    assert {f.name for f in fields(schema)} <= arguments
+    assert given(asdict(schema())).keys() <= arguments
+
+
+def test_one_key_of_the_teacher_is_no_argument_but_what_the_model_gives_it_to_read():
+    block = config.read_comat_config({"teacher": {"text": "manifest"}}).teacher
+    assert set(block) - set(config.teacher_arguments(block)) == {"text"}
+    assert isinstance(build_teacher(**config.teacher_arguments(block)), Teacher)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import data_forms
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +16,7 @@ from nemo_comat.align import MonotonicAligner, OneToOneAligner
 from nemo_comat.attention import AttentionCompressor
 from nemo_comat.cif import CIFCompressor
 from nemo_comat.compress import CTCCompressor, FrameCompressor
+from nemo_comat.manifest import ManifestError
 from nemo_comat.transport import SinkhornAligner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,69 +178,60 @@ def texts_in(folder, texts):
     return len(cache), [text for text in texts if cache.get(text) is None]
 
 
-def manifest_rows(manifest):
-    return [json.loads(line) for line in open(manifest)]
-
-
-@pytest.fixture(scope="module")
-def sources(manifest, tmp_path_factory):
-    """The same 16 utterances in each form that NeMo reads: overrides of train_ds by name."""
-    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-
-    folder, rows = tmp_path_factory.mktemp("sources"), manifest_rows(manifest)
-    for shard in (0, 1):
-        lines = [json.dumps({**row, "shard_id": shard}) + "\n" for row in rows[shard::2]]
-        (folder / f"sharded_{shard}.json").write_text("".join(lines))
-    cuts = []
-    for number, row in enumerate(rows):
-        recording = Recording.from_file(row["audio_filepath"], recording_id=f"{number}")
-        said = SupervisionSegment(f"{number}", f"{number}", 0, recording.duration, text=row["text"], language="en")
-        cuts.append(MonoCut(f"{number}", 0, recording.duration, 0, recording=recording, supervisions=[said]))
-    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
-    shards = f"{folder}/sharded__OP_0..1_CL_.json"
-    return {
-        "manifest": {"manifest_filepath": manifest},
-        "tarred": {"manifest_filepath": shards, "is_tarred": True, "tarred_audio_filepaths": "none__OP_0..1_CL_.tar"},
-        "buckets": {"manifest_filepath": [[f"{folder}/sharded_0.json"], [f"{folder}/sharded_1.json"]]},
-        "lhotse manifest": {"use_lhotse": True, "manifest_filepath": manifest},
-        "lhotse tarred": {"use_lhotse": True, "manifest_filepath": shards, "tarred_audio_filepaths": shards},
-        "lhotse cuts": {"use_lhotse": True, "cuts_path": f"{folder}/cuts.jsonl.gz"},
-        "lhotse input_cfg": {"use_lhotse": True, "input_cfg": [{"type": "nemo", "manifest_filepath": manifest}]},
-    }
-
-
-SOURCES = ("manifest", "tarred", "buckets", "lhotse manifest", "lhotse tarred", "lhotse cuts", "lhotse input_cfg")
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_cache_teacher_reads_every_source(cache_teacher, sources, manifest, source):
+@pytest.mark.parametrize("text", ["tokens", "manifest"])
+@pytest.mark.parametrize("form", data_forms.FORMS)
+def test_cache_teacher_reads_every_form(cache_teacher, written, form, text):
+    folder, rows = written
     tokenizer = cache_teacher.Tokenizer(OmegaConf.create({"dir": str(CORPUS / "tokenizer"), "type": "bpe"})).tokenizer
-    dataset = OmegaConf.create({"is_tarred": False, "shuffle": False, **sources[source]})
-    wanted = sorted(row["text"] for row in manifest_rows(manifest))
-    assert sorted(cache_teacher.texts_of(dataset, tokenizer)) == wanted
+    dataset = OmegaConf.create({"is_tarred": False, "shuffle": False, **data_forms.block(form, folder)})
+    wanted = [row["text"] for row in rows]
+    if text == "tokens":
+        wanted = [tokenizer.ids_to_text(tokenizer.text_to_ids(one)).strip() for one in wanted]
+    assert sorted(cache_teacher.texts_of(dataset, tokenizer, text)) == sorted(wanted)
 
 
 def test_cache_teacher_reads_aggregate_tokenizers(cache_teacher, tmp_path):
+    spans = [{"str": "a", "lang": "en"}, {"str": "dog", "lang": "de"}]
     rows = [{"audio_filepath": "a", "duration": 1, "text": "a dog", "lang": lang} for lang in ("en", "de")]
+    rows.append({"audio_filepath": "a", "duration": 1, "text": spans})
     (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     one = {"dir": str(CORPUS / "tokenizer"), "type": "bpe"}
     cfg = OmegaConf.create({"type": "agg", "langs": {"en": one, "de": one}})
     tokenizer = cache_teacher.Tokenizer(cfg).tokenizer
     dataset = OmegaConf.create({"manifest_filepath": str(tmp_path / "train.json")})
-    assert list(cache_teacher.texts_of(dataset, tokenizer)) == ["a dog", "a dog"]
+    for text in ("tokens", "manifest"):
+        assert list(cache_teacher.texts_of(dataset, tokenizer, text)) == ["a dog"] * 3
 
 
-def test_cache_teacher_fills_what_training_asks_for(cache_teacher, manifest, tmp_path):
+@pytest.mark.parametrize("text", ["tokens", "manifest"])
+def test_cache_teacher_fills_what_training_asks_for(cache_teacher, manifest, written, tmp_path, text):
     overrides = [
         f"model.comat.teacher.cache={tmp_path}/cache",
-        f"model.train_ds.manifest_filepath={manifest}",
+        f"model.comat.teacher.text={text}",
+        f"model.train_ds.manifest_filepath={written[0]}/train.json",
         f"model.validation_ds.manifest_filepath={manifest}",
         f"model.tokenizer.dir={CORPUS / 'tokenizer'}",
     ]
     cfg = composed("conformer_ctc_comat", *overrides, "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false")
     assert cache_teacher.fill(cfg) == cache_teacher.fill(cfg) == 16
     model = ComatCTCModelBPE(cfg=cfg.model)
-    texts = [text for *_, ids, lens in model._train_dl for text in model._reference_texts(ids, lens)]
+    texts = [text for batch in model._train_dl for text in model._reference_texts(*batch[2:])]
     assert len(texts) == 16 and texts_in(tmp_path / "cache", texts) == (16, [])
+    assert (set(texts) == {row["text"] for row in written[1]}) is (text == "manifest")
     with pytest.raises(ConfigError, match="teacher.cache is missing; give"):
         cache_teacher.fill(composed("conformer_ctc_comat", *overrides[1:]))
+
+
+def test_only_the_first_rank_looks_for_every_audio_file(cache_teacher, manifest, tmp_path, monkeypatch):
+    row = {"audio_filepath": "gone.wav", "duration": 1, "text": "a dog"}
+    (tmp_path / "train.json").write_text(json.dumps(row))
+    overrides = [
+        f"model.comat.teacher.cache={tmp_path}/cache",
+        f"model.train_ds.manifest_filepath={tmp_path}/train.json",
+        f"model.validation_ds.manifest_filepath={manifest}",
+        f"model.tokenizer.dir={CORPUS / 'tokenizer'}",
+    ]
+    with pytest.raises(ManifestError, match="gone.wav does not exist"):
+        cache_teacher.fill(composed("conformer_ctc_comat", *overrides))
+    monkeypatch.setattr(cache_teacher, "place", lambda cfg: (1, 1, "cpu"))
+    assert cache_teacher.fill(composed("conformer_ctc_comat", *overrides)) is None

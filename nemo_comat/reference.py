@@ -1,0 +1,93 @@
+"""The reference texts of a training batch: what the teacher reads.
+
+Either the transcript as the recogniser's tokenizer gives it back, or the text that the manifest has, with its case and
+punctuation. NeMo's batches carry token ids only; for the manifest's text its readers are told to add a fifth item that
+says which samples a batch holds.
+"""
+
+import torch
+
+from nemo_comat.config import ConfigError
+from nemo_comat.teacher import SENTENCEPIECE_UNKNOWN
+
+
+def reference_text(tokenizer, ids):
+    """A transcript as the recogniser's tokenizer gives it back.
+
+    Args:
+        tokenizer: NeMo's. ids: list of its token ids.
+    """
+    # an aggregate of tokenizers begins with a space, which some teachers take for a token, and spells the unknown piece
+    return tokenizer.ids_to_text(ids).replace("<unk>", SENTENCEPIECE_UNKNOWN).strip()
+
+
+def reference_texts(tokenizer, transcript, transcript_len):
+    """`reference_text` of each row of a batch.
+
+    Args:
+        tokenizer: NeMo's.
+        transcript: [B, U] its token ids, of any dtype, padding ignored.
+        transcript_len: [B] valid ids.
+    """
+    rows = zip(transcript.long().tolist(), transcript_len.tolist())
+    return [reference_text(tokenizer, ids[:length]) for ids, length in rows]
+
+
+def manifest_text(parts):
+    """One utterance's text as its manifest has it.
+
+    Args:
+        parts: iterable of its texts, of which there are several where Lhotse joins cuts. A text is a string, None, or a
+            list of one-language spans ``{"str": …, "lang": …}``, as manifests for aggregate tokenizers may have.
+    """
+    texts = (part if isinstance(part, str) else manifest_text(span["str"] for span in part or ()) for part in parts)
+    return " ".join(text.strip() for text in texts if text.strip())
+
+
+def name_samples(loader):
+    """Makes a NeMo training loader add to each batch, as its fifth item, which samples it holds.
+
+    It is set on the reader and not in its config, which a checkpoint keeps and which plain NeMo cannot train with.
+
+    Args:
+        loader: as `model.setup_training_data` builds it.
+    Raises:
+        ConfigError: its samples have no names that tell them apart.
+    """
+    reader = _reader(loader)
+    if hasattr(reader, "return_cuts"):
+        reader.return_cuts = True
+    elif hasattr(reader, "return_sample_id") and hasattr(reader, "get_manifest_sample"):
+        reader.return_sample_id = True
+    else:
+        raise ConfigError(
+            f"model.comat.teacher.text=manifest cannot be had from NeMo's {type(reader).__name__}, which does not say "
+            "which manifest line a sample is from; read the data with model.train_ds.use_lhotse=true, or set "
+            "model.comat.teacher.text=tokens."
+        )
+
+
+def manifest_texts(loader, samples):
+    """`manifest_text` of each row of a batch.
+
+    Args:
+        loader: that the batch is from, after `name_samples`.
+        samples: the batch's fifth item: [B] numbers of manifest lines, or Lhotse's CutSet; None where there is none.
+    Raises:
+        ConfigError: samples is None.
+    """
+    if samples is None:
+        raise ConfigError(
+            "model.comat.teacher.text=manifest, but a batch of four items came, which does not say which samples it "
+            "holds; let model.setup_training_data make the training loader, or set model.comat.teacher.text=tokens."
+        )
+    if isinstance(samples, torch.Tensor):
+        find = _reader(loader).get_manifest_sample
+        return [manifest_text([find(number).text_raw]) for number in samples.tolist()]
+    return [manifest_text(supervision.text for supervision in cut.supervisions) for cut in samples]
+
+
+def _reader(loader):
+    # DALI's reader is its own loader, and Lhotse wraps its reader where it samples in the workers
+    reader = getattr(loader, "dataset", loader)
+    return getattr(reader, "dataset", reader)

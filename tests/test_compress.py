@@ -22,14 +22,14 @@ def states_to_labels(states, target):
     return [BLANK if state % 2 == 0 else target[state // 2] for state in states]
 
 
-def slow_compress(hidden, frames, log_probs, run, labels, blanks, pool):
+def slow_compress(hidden, frames, log_probs, run, labels, blanks, pool, blank=BLANK):
     """One row, in float64 with loops: list of segment vectors."""
     segments, t = [], 0
     while t < frames:
         end = t
         while end < frames and run[end] == run[t]:
             end += 1
-        if labels[t] != BLANK or blanks == "keep":
+        if labels[t] != blank or blanks == "keep":
             posterior = np.exp([log_probs[i, labels[i]] for i in range(t, end)])
             weight = {"avg": np.ones(end - t), "weighted": posterior, "softmax": np.exp(posterior)}[pool]
             segments.append((weight[:, None] * hidden[t:end]).sum(0) / weight.sum())

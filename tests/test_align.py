@@ -228,3 +228,16 @@ def test_one_to_one():
     assert one_to_one_align(score[:1, :2], torch.tensor([2]), torch.tensor([4])).tolist() == [[-1, -1]]
     with pytest.raises(ValueError, match=r"score must be \[B, S, N\]"):
         one_to_one_align(score[0], seg_len, text_len)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_lengths(dtype):
+    score = torch.zeros(2, 3, 2)
+    path = monotonic_align(score, lengths(3, 2).to(dtype), lengths(2, 1).to(dtype))
+    assert path.tolist() == [[0, 1, 1], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_lengths_that_are_no_integers_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"seg_len must be integers \[1\], got"):
+        monotonic_align(torch.zeros(1, 1, 1), lengths(1).to(dtype), lengths(1))

@@ -1,5 +1,6 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
 # make test: environment, install, lint, tests
+# make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test install clean
+.PHONY: demo test fuzz install clean
 
 demo: $(DEMO)/trained
 	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo
@@ -15,6 +16,10 @@ demo: $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hypothesis
+	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py
 
 install: $(VENV)/installed
 

@@ -9,11 +9,13 @@
 Every override of NeMo's works. Without manifests it trains on the corpus in examples/demo_corpus.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
@@ -23,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.manifest import ManifestError, check_dataset
+from nemo_comat.resume import Resumable
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")
@@ -127,8 +130,10 @@ def main(cfg):
     """Trains, and tests where model.test_ds names data."""
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     try:
-        trainer, model = build(cfg)
+        trainer, model = build(cfg, [Resumable()])
         trainer.fit(model)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
     except (ConfigError, ManifestError, TeacherError) as error:
         logging.error(str(error))
         sys.exit(1)

@@ -46,11 +46,8 @@ def _check(score, seg_len, text_len, backend):
     backends.check(backend)
     if score.dim() != 3 or not score.is_floating_point():
         raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
-    for name, length, limit in (("seg_len", seg_len, score.shape[1]), ("text_len", text_len, score.shape[2])):
-        if length.shape != score.shape[:1] or length.is_floating_point():
-            raise ValueError(f"{name} must be integers [{score.shape[0]}], got {length.dtype} {tuple(length.shape)}")
-        if length.device.type == "cpu" and len(length) and not (0 <= int(length.min()) and int(length.max()) <= limit):
-            raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
+    backends.check_lengths("seg_len", seg_len, score.shape[0], score.shape[1])
+    backends.check_lengths("text_len", text_len, score.shape[0], score.shape[2])
 
 
 def _align_torch(score, seg_len, text_len):

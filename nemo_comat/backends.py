@@ -26,6 +26,26 @@ def check(backend):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
+def is_integer(tensor):
+    """True for a tensor of integers, signed or not; bool is none."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def check_lengths(name, length, batch, limit):
+    """Checks lengths: integers [batch] in 0..limit; their values on the CPU only, for on a GPU that would wait for it.
+
+    Args:
+        name: what messages call them. length: tensor. batch, limit: int.
+    Raises:
+        ValueError: they are not.
+    """
+    if length.shape != (batch,) or not is_integer(length):
+        raise ValueError(f"{name} must be integers [{batch}], got {length.dtype} {tuple(length.shape)}")
+    # as int64, for PyTorch compares no unsigned integers
+    if length.device.type == "cpu" and not ((0 <= length.long()) & (length.long() <= limit)).all():
+        raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
+
+
 def choose(backend, device, *, function, tensor):
     """The backend that computes.
 

@@ -6,6 +6,7 @@ package. What is ours rides in two further members, which NeMo does not read: ``
 """
 
 import os
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,18 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         if ours:
             torch.save(ours, folder / COMAT_WEIGHTS)
 
+    @staticmethod
+    def _make_nemo_file_from_folder(filename, source_dir):
+        if "://" in str(filename):
+            return SaveRestoreConnector._make_nemo_file_from_folder(filename, source_dir)
+        # beside it first: where the disk is full, the file that was there stays
+        partial = Path(f"{filename}.partial")
+        try:
+            SaveRestoreConnector._make_nemo_file_from_folder(str(partial), source_dir)
+            os.replace(partial, filename)
+        finally:
+            partial.unlink(missing_ok=True)
+
     def _split_config(self, folder):
         config = OmegaConf.load(folder / self.model_config_yaml)
         block = config.pop("comat", None)
@@ -67,12 +80,19 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
             restore_path: path of the file; ignored where `model_extracted_dir` is set.
         Returns:
             DictConfig.
+        Raises:
+            tarfile.ReadError: the file is cut short, or no archive.
         """
         if self.model_extracted_dir:
             return self._join_config(Path(self.model_extracted_dir))
         with tempfile.TemporaryDirectory() as folder:
-            members = self._filtered_tar_info(restore_path, filter_fn=lambda name: ".yaml" in name)
-            self._unpack_nemo_file(path2file=restore_path, out_folder=folder, members=members)
+            try:
+                members = self._filtered_tar_info(restore_path, filter_fn=lambda name: ".yaml" in name)
+                self._unpack_nemo_file(path2file=restore_path, out_folder=folder, members=members)
+            except tarfile.ReadError as error:
+                raise tarfile.ReadError(
+                    f"{restore_path} is no whole .nemo file ({error}); copy or download it again."
+                ) from error
             return self._join_config(Path(folder))
 
     def _join_config(self, folder):

@@ -9,7 +9,7 @@ from torch import nn
 from nemo_comat.align import MonotonicAligner, OneToOneAligner
 from nemo_comat.attention import AttentionCompressor
 from nemo_comat.cif import CIFCompressor
-from nemo_comat.compress import Compressed, CTCCompressor, FrameCompressor
+from nemo_comat.compress import Compressed, CTCCompressor, FrameCompressor, usable_frames
 from nemo_comat.transfer import Projection, TransferLoss, cosine_score, token_average
 from nemo_comat.transport import SinkhornAligner, plan_average
 
@@ -39,8 +39,8 @@ class CompressAlignTransfer(nn.Module):
     """The loss that pulls an encoder's segments to a language model's token embeddings.
 
     A row is inactive, which means loss 0 and no gradient, when it has no tokens, no segments (for want of frames or a
-    CTC path), fewer of them than tokens where the alignment is monotonic, or a score that is not finite along every
-    path.
+    CTC path), fewer of them than tokens where the alignment is monotonic, a frame that is not finite, or a score that is
+    not finite along every path.
 
     Args:
         feat_in: width of the encoder's frames.
@@ -72,8 +72,9 @@ class CompressAlignTransfer(nn.Module):
             ComatOutput.
         """
         with torch.autocast(hidden.device.type, enabled=False):
+            hidden, _, usable = usable_frames(hidden.float(), frame_len)
             compressed = self.compressor(
-                hidden.float(),
+                hidden,
                 frame_len,
                 log_probs.float(),
                 targets,
@@ -81,7 +82,8 @@ class CompressAlignTransfer(nn.Module):
                 teacher.text_len,
                 teacher.embeddings.shape[1],
             )
-            # one frame that overflowed in half precision would turn the projection's gradient into NaN
+            compressed = compressed._replace(seg_len=torch.where(usable, compressed.seg_len, 0))
+            # a sum that overflowed would turn the projection's gradient into NaN
             finite = compressed.segments.isfinite().all(-1, keepdim=True)
             student = self.projection(torch.where(finite, compressed.segments, 0))
             score = cosine_score(student, teacher.embeddings).masked_fill(~finite, float("nan"))

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from . import backends
 from .viterbi import NEG_INF, ctc_viterbi, state_labels
 
 LABELS = ("greedy", "forced")
 BLANKS = ("drop", "keep")
 POOLS = ("avg", "weighted", "softmax")
+LOWEST = torch.finfo(torch.float32).min / 4  # in the place of -inf, whose differences are NaN
 
 
 class Compressed(NamedTuple):
@@ -85,15 +87,17 @@ def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
             gets gradients.
         n_segments: S, a number known on the host.
     Returns:
-        [B, S, D] in hidden's dtype, 0 where a segment has no frames.
+        [B, S, D] in hidden's dtype, summed in float32 at least; 0 where a segment has no frames.
     """
-    bins = _bins(seg_of_frame, n_segments)
+    bins, dtype = _bins(seg_of_frame, n_segments), hidden.dtype
+    # in half precision 2048 frames and one more are 2048, and sums of a few overflow
+    hidden = hidden.to(torch.promote_types(dtype, torch.float32))
     weight = hidden.new_ones(bins.shape) if log_weight is None else _run_softmax(log_weight, bins, n_segments)
     total = weight.new_zeros(bins.shape[0], n_segments + 1).scatter_add(1, bins, weight)
     pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
     pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), hidden * weight[..., None].to(hidden.dtype))
     total = torch.where(total > 0, total, 1)
-    return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments]
+    return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments].to(dtype)
 
 
 def _bins(seg_of_frame, n_segments):
@@ -103,7 +107,7 @@ def _bins(seg_of_frame, n_segments):
 
 def _run_softmax(log_weight, bins, n_segments):
     # a common factor per segment cancels in the mean; taking out the largest keeps tiny posteriors from vanishing
-    log_weight = log_weight.float().clamp(min=torch.finfo(torch.float32).min / 4)
+    log_weight = log_weight.float().clamp(min=LOWEST)
     top = log_weight.new_full((bins.shape[0], n_segments + 1), NEG_INF)
     top = top.scatter_reduce(1, bins, log_weight.detach(), "amax")
     return (log_weight - top.gather(1, bins)).exp()
@@ -130,18 +134,16 @@ def ctc_compress(
         Compressed. S is a bound known from shapes alone: T for greedy labels, U for forced ones without blanks and
         min(T, 2U + 1) with them. Rows that no CTC path fits have seg_len 0.
     Raises:
-        ValueError: an unknown option, forced labels without a reference, or shapes that disagree.
+        ValueError: an unknown option, forced labels without a reference, shapes or dtypes that do not fit, or a blank or
+            (checked on CPU) a length that is out of range.
     Source: arXiv 2102.01578 for greedy labels and the poolings; forced labels are ours.
     """
     if labels not in LABELS or pool not in POOLS:
         raise ValueError(
             f"labels must be one of {', '.join(LABELS)} and pool one of {', '.join(POOLS)}; got {labels!r}, {pool!r}"
         )
-    if hidden.dim() != 3 or hidden.shape[:2] != log_probs.shape[:2]:
-        raise ValueError(
-            f"hidden must be [B, T, D] and log_probs [B, T, V] of the same frames, "
-            f"got {tuple(hidden.shape)} and {tuple(log_probs.shape)}"
-        )
+    _check(hidden, frame_len, log_probs, blank)
+    frame_len = frame_len.to(hidden.device, torch.int64)
     if labels == "forced":
         if targets is None or target_len is None:
             raise ValueError("labels='forced' needs targets [B, U] and target_len [B]; give them or use 'greedy'")
@@ -153,7 +155,9 @@ def ctc_compress(
     seg_of_frame, seg_len = run_segments(run, frame_label == blank, frame_len, blanks=blanks)
     log_weight = None
     if pool != "avg":
-        log_weight = log_probs.gather(2, frame_label[..., None])[..., 0]
+        log_weight = log_probs.gather(2, frame_label[..., None])[..., 0].float()
+        # what is no logarithm of a posterior must not reach the gradient: 0 times NaN is NaN
+        log_weight = log_weight.nan_to_num(nan=NEG_INF, posinf=0.0, neginf=NEG_INF).clamp(LOWEST, 0.0)
         log_weight = log_weight.exp() if pool == "softmax" else log_weight
     segments = pool_segments(hidden, seg_of_frame, log_weight, bound)
     seg_label = frame_label.new_full((len(hidden), bound + 1), -1)
@@ -161,9 +165,21 @@ def ctc_compress(
     return Compressed(segments, seg_len, seg_of_frame, seg_label, segments.new_zeros(len(hidden)))
 
 
+def _check(hidden, frame_len, log_probs, blank):
+    shapes = hidden.dim() == log_probs.dim() == 3 and hidden.shape[:2] == log_probs.shape[:2]
+    if not shapes or not (hidden.is_floating_point() and log_probs.is_floating_point()):
+        raise ValueError(
+            f"hidden must be floats [B, T, D] and log_probs floats [B, T, V] of the same frames, got {hidden.dtype} "
+            f"{tuple(hidden.shape)} and {log_probs.dtype} {tuple(log_probs.shape)}"
+        )
+    if not 0 <= blank < log_probs.shape[2]:
+        raise ValueError(f"blank must lie in 0..{log_probs.shape[2] - 1}, got {blank}")
+    backends.check_lengths("frame_len", frame_len, *hidden.shape[:2])
+
+
 def _forced_labels(log_probs, frame_len, targets, target_len, blank):
     state = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank)
-    label = state_labels(targets.to(state.device, torch.int64), target_len.to(state.device), blank)
+    label = state_labels(targets.to(state.device, torch.int64), target_len.to(state.device, torch.int64), blank)
     return state, label.gather(1, state.clamp(min=0))
 
 

@@ -26,6 +26,9 @@ from nemo_comat.transfer import REDUCTIONS, reduce_rows
 if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):
     common.ALLOWED_TARGET_PREFIXES.append("nemo_comat.")
 
+# a sample's most, as large as 32-bit integers that were not scaled; the spectrogram of a larger one may overflow
+LOUDEST = 2.0**31
+
 
 @contextmanager
 def captured(**modules):
@@ -105,11 +108,14 @@ class ComatMixin:
         """NeMo's step, plus the weighted transfer loss and what it logs."""
         if self.comat is None:
             return super().training_step(batch, batch_nb)
-        _, _, transcript, transcript_len, *samples = batch
+        # NeMo's step takes four items; DALI's batches have no more, and must stay what they are
+        samples = batch[4:5] if len(batch) > 4 else ()
+        batch, bad_audio = _silence_bad_audio(batch[:4] if samples else batch)
         with captured(**self._watched()) as seen:
-            # NeMo's step takes four items; DALI's batches have no more, and must stay what they are
-            step = super().training_step(batch[:4] if samples else batch, batch_nb)
+            step = super().training_step(batch, batch_nb)
+        *_, transcript, transcript_len = batch
         teacher = self._teacher_output(transcript, transcript_len, *samples)
+        teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         output = self._comat_output(seen, transcript, transcript_len, teacher)
         reduction = self._cfg.get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
@@ -122,6 +128,7 @@ class ComatMixin:
             train_transfer_loss=transfer,
             train_active_fraction=output.active.float().mean(),
             train_text_too_long=teacher.too_long.float().sum(),
+            train_bad_audio=bad_audio.float().sum(),
             comat_weight=weight,
         )
         if self._cfg.comat.teacher.cache is not None:
@@ -245,6 +252,21 @@ class ComatMixin:
         """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
         connector = save_restore_connector or ComatSaveRestoreConnector()
         return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+
+
+def _silence_bad_audio(batch):
+    """Turns rows of a batch whose audio has NaN, infinite or impossibly loud samples into silence that says nothing.
+
+    One such row makes NeMo's loss NaN, and by it all weights and the statistics of batch norm. Nothing here waits for
+    the device.
+    """
+    signal, signal_len, transcript, transcript_len = batch
+    if not isinstance(batch, (tuple, list)):  # of DALI, whose class says more than its four tensors
+        return batch, torch.zeros_like(transcript_len, dtype=torch.bool)
+    bad = ~(signal.abs() <= LOUDEST).flatten(1).all(1)
+    signal = torch.where(bad.view(-1, *[1] * (signal.dim() - 1)), 0, signal)
+    batch = signal, signal_len, transcript, torch.where(bad, 0, transcript_len)
+    return batch, bad
 
 
 def _complete(cfg):

@@ -57,16 +57,18 @@ def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, tok
     Returns:
         [B] float32; 0 for a row without tokens.
     Raises:
-        ValueError: an unknown loss, or shapes that disagree.
+        ValueError: an unknown loss, shapes that disagree, a mask that is not bool, or a temperature that is not above 0.
     Source: ours; contrastive after HKD, arXiv 2301.13003.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
-    if student.shape != teacher.shape or student.shape[:2] != mask.shape:
+    if student.dim() != 3 or student.shape != teacher.shape or student.shape[:2] != mask.shape:
         raise ValueError(
             f"student and teacher must be [B, N, D] and mask [B, N], "
             f"got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(mask.shape)}"
         )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, True = a token that counts, got {mask.dtype}")
     # what the mask hides must not reach the gradient either: 0 times NaN is NaN
     student, teacher = (torch.where(mask[..., None], x.float(), 0) for x in (student, teacher.detach()))
     if loss == "cosine":
@@ -74,8 +76,16 @@ def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, tok
     elif loss == "mse":
         per_token = (student - teacher).square().mean(-1)
     else:
+        _check_contrastive(mask, temperature, token_id)
         per_token = _contrastive(student, teacher, mask, temperature, token_id)
     return torch.where(mask, per_token, 0).sum(1)
+
+
+def _check_contrastive(mask, temperature, token_id):
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if token_id is not None and token_id.shape != mask.shape:
+        raise ValueError(f"token_id must be [B, N] = {tuple(mask.shape)}, got {tuple(token_id.shape)}")
 
 
 def _contrastive(student, teacher, mask, temperature, token_id):

@@ -56,7 +56,8 @@ def state_labels(targets, target_len, blank):
 
 def _check(log_probs, frame_len, targets, target_len, blank, backend):
     backends.check(backend)
-    if log_probs.dim() != 3 or not log_probs.is_floating_point() or targets.dim() != 2 or targets.is_floating_point():
+    are_floats = log_probs.dim() == 3 and log_probs.is_floating_point()
+    if not are_floats or targets.dim() != 2 or not backends.is_integer(targets):
         raise ValueError(
             f"log_probs must be floats [B, T, V] and targets integers [B, U], got {log_probs.dtype} "
             f"{tuple(log_probs.shape)} and {targets.dtype} {tuple(targets.shape)}"
@@ -66,13 +67,11 @@ def _check(log_probs, frame_len, targets, target_len, blank, backend):
         raise ValueError(f"targets must have log_probs' {batch} rows, got {len(targets)}")
     if vocab and not 0 <= blank < vocab:
         raise ValueError(f"blank must lie in 0..{vocab - 1}, got {blank}")
-    for name, length, limit in (("frame_len", frame_len, frames), ("target_len", target_len, targets.shape[1])):
-        if length.shape != (batch,) or length.is_floating_point():
-            raise ValueError(f"{name} must be integers [{batch}], got {length.dtype} {tuple(length.shape)}")
-        if length.device.type == "cpu" and not ((0 <= length) & (length <= limit)).all():
-            raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
+    backends.check_lengths("frame_len", frame_len, batch, frames)
+    backends.check_lengths("target_len", target_len, batch, targets.shape[1])
     if vocab and targets.device.type == target_len.device.type == "cpu":
-        labels = state_labels(targets, target_len, blank)
+        # as int64: a blank of 200 is no int8
+        labels = state_labels(targets.long(), target_len.long(), blank)
         if not ((0 <= labels) & (labels < vocab)).all():
             raise ValueError(f"targets must lie in 0..{vocab - 1}, got {int(labels.min())}..{int(labels.max())}")
 

@@ -29,16 +29,21 @@ def brute_force(score):
     return (best, best_total) if np.isfinite(best_total) else (None, None)
 
 
-def oracle(score):
-    """The recursion in float64, one row, ties on the current token: a second, independent answer for larger sizes."""
+def oracle(score, dtype=np.float64):
+    """The recursion by its definition, one row, ties on the current token: a second, independent answer.
+
+    In float64 it is the exact one; in float32 it is rounded as the contract says.
+    """
     segs, tokens = score.shape
-    score = np.where(np.isnan(score), -INF, score.astype(np.float64))
-    value = np.full((segs, tokens), -INF)
+    score = np.where(np.isnan(score), -INF, score).astype(dtype)
+    value = np.full((segs, tokens), -INF, dtype=dtype)
     value[0, 0] = score[0, 0]
-    for s in range(1, segs):
-        for n in range(tokens):
-            best = max(value[s - 1, n], value[s - 1, n - 1] if n else -INF)
-            value[s, n] = score[s, n] + best
+    with np.errstate(over="ignore", invalid="ignore"):
+        for s in range(1, segs):
+            for n in range(tokens):
+                best = max(value[s - 1, n], value[s - 1, n - 1] if n else -INF)
+                total = score[s, n] + best
+                value[s, n] = -INF if np.isnan(total) else total
     if not np.isfinite(value[-1, -1]):
         return [-1] * segs
     n, path = tokens - 1, []
@@ -223,3 +228,16 @@ def test_one_to_one():
     assert one_to_one_align(score[:1, :2], torch.tensor([2]), torch.tensor([4])).tolist() == [[-1, -1]]
     with pytest.raises(ValueError, match=r"score must be \[B, S, N\]"):
         one_to_one_align(score[0], seg_len, text_len)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_lengths(dtype):
+    score = torch.zeros(2, 3, 2)
+    path = monotonic_align(score, lengths(3, 2).to(dtype), lengths(2, 1).to(dtype))
+    assert path.tolist() == [[0, 1, 1], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_lengths_that_are_no_integers_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"seg_len must be integers \[1\], got"):
+        monotonic_align(torch.zeros(1, 1, 1), lengths(1).to(dtype), lengths(1))

@@ -22,14 +22,14 @@ def states_to_labels(states, target):
     return [BLANK if state % 2 == 0 else target[state // 2] for state in states]
 
 
-def slow_compress(hidden, frames, log_probs, run, labels, blanks, pool):
+def slow_compress(hidden, frames, log_probs, run, labels, blanks, pool, blank=BLANK):
     """One row, in float64 with loops: list of segment vectors."""
     segments, t = [], 0
     while t < frames:
         end = t
         while end < frames and run[end] == run[t]:
             end += 1
-        if labels[t] != BLANK or blanks == "keep":
+        if labels[t] != blank or blanks == "keep":
             posterior = np.exp([log_probs[i, labels[i]] for i in range(t, end)])
             weight = {"avg": np.ones(end - t), "weighted": posterior, "softmax": np.exp(posterior)}[pool]
             segments.append((weight[:, None] * hidden[t:end]).sum(0) / weight.sum())
@@ -160,3 +160,41 @@ def test_usable_frames():
     assert kept[..., 0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
     kept.sum().backward()
     assert hidden.grad[..., 0].tolist() == kept[..., 0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    hidden = torch.full((1, 3000, 1), 60000.0).to(dtype)
+    segments = pool_segments(hidden, torch.zeros(1, 3000, dtype=torch.int64), None, 1)
+    assert segments.dtype == dtype and segments.item() == hidden[0, 0, 0]
+
+
+def test_lengths_and_labels_of_any_integer_dtype():
+    hidden, log_probs, targets = random_batch(2, 9, 3)
+    lengths = torch.tensor([9, 5]), torch.tensor([3, 2])
+    wanted = ctc_compress(hidden, lengths[0], log_probs, blank=BLANK, labels="forced", targets=targets, target_len=lengths[1])
+    for dtype in (torch.uint8, torch.uint16, torch.uint64, torch.int8):
+        reference = dict(targets=targets.to(dtype), target_len=lengths[1].to(dtype))
+        out = ctc_compress(hidden, lengths[0].to(dtype), log_probs, blank=BLANK, labels="forced", **reference)
+        assert all(a.equal(b) for a, b in zip(out, wanted))
+
+
+@pytest.mark.parametrize("pool", ["weighted", "softmax"])
+def test_what_is_no_posterior_reaches_no_gradient(pool):
+    hidden, log_probs, _ = random_batch(3, 6, 2)
+    log_probs[0, 2], log_probs[1, 3, 0], log_probs[2] = float("nan"), float("inf"), -float("inf")
+    hidden.requires_grad_(), log_probs.requires_grad_()
+    ctc_compress(hidden, torch.tensor([6, 6, 6]), log_probs, blank=BLANK, pool=pool).segments.sum().backward()
+    assert hidden.grad.isfinite().all() and log_probs.grad.isfinite().all()
+
+
+def test_frames_and_blanks_out_of_range_are_refused():
+    hidden, log_probs, _ = random_batch(2, 6, 2)
+    with pytest.raises(ValueError, match=r"frame_len must lie in 0\.\.6, got \[7, 6\]"):
+        ctc_compress(hidden, torch.tensor([7, 6]), log_probs, blank=BLANK)
+    with pytest.raises(ValueError, match=r"frame_len must be integers \[2\], got torch.int64 \(3,\)"):
+        ctc_compress(hidden, torch.tensor([6, 6, 6]), log_probs, blank=BLANK)
+    with pytest.raises(ValueError, match=r"blank must lie in 0\.\.3, got 4"):
+        ctc_compress(hidden, torch.tensor([6, 6]), log_probs, blank=4)
+    with pytest.raises(ValueError, match=r"hidden must be floats .* got torch.int64"):
+        ctc_compress(hidden.long(), torch.tensor([6, 6]), log_probs, blank=BLANK)

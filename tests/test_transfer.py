@@ -109,3 +109,12 @@ def test_bad_arguments_are_refused():
         transfer_loss(x, x, mask, loss="l1")
     with pytest.raises(ValueError, match=r"must be \[B, N, D\] and mask \[B, N\]"):
         transfer_loss(x, x[:, :1], mask)
+    with pytest.raises(ValueError, match=r"must be \[B, N, D\]"):
+        transfer_loss(x[0], x[0], mask[0])
+    with pytest.raises(ValueError, match="mask must be bool, .* got torch.float32"):
+        transfer_loss(x, x, mask.float())
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}"):
+            transfer_loss(x, x, mask, loss="contrastive", temperature=temperature)
+    with pytest.raises(ValueError, match=r"token_id must be \[B, N\] = \(1, 2\), got \(1, 3\)"):
+        transfer_loss(x, x, mask, loss="contrastive", token_id=torch.zeros(1, 3))

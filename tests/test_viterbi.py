@@ -386,3 +386,14 @@ def test_cuda_graph_side_stream_and_no_sync(cupy):
     graph.replay()
     torch.cuda.synchronize()
     assert captured.cpu().equal(wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_and_lengths_of_any_integer_dtype(dtype):
+    log_probs, targets = random_log_probs(2, 9, 300), torch.tensor([[1, 2, 2], [3, 1, 0]])
+    lengths = torch.tensor([9, 6]), torch.tensor([3, 2])
+    # a blank that an int8 or uint8 label cannot hold
+    wanted = ctc_viterbi(log_probs, lengths[0], targets, lengths[1], blank=299)
+    small = [x.to(dtype) for x in (lengths[0], targets, lengths[1])]
+    for backend in ("cpu", "torch"):
+        assert ctc_viterbi(log_probs, *small, blank=299, backend=backend).equal(wanted)

@@ -1,0 +1,115 @@
+"""Stopping and going on: SIGTERM leaves a checkpoint, and a resumed run continues as if it had not been stopped.
+
+NeMo 3.0.0 saves on SIGTERM only where torch.distributed runs on GPUs. Where there is one process Lightning ends the run
+after the batch and saves nothing; and a run that it resumes in mid-epoch shuffles the data anew.
+"""
+
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from nemo.utils import logging
+from torch.utils.data import BatchSampler, RandomSampler, Sampler
+
+STATE = "nemo_comat_resume"
+
+
+class EpochSampler(Sampler):
+    """Shuffles by seed and epoch alone, so that the order of an epoch is known without those before it.
+
+    Args:
+        size: number of items. seed: int.
+    """
+
+    def __init__(self, size, seed):
+        self.size, self.seed, self.epoch, self.begin = size, seed, 0, (0, 0)
+
+    def set_epoch(self, epoch):
+        """Lightning calls it before each epoch."""
+        self.epoch = epoch
+
+    def begin_at(self, epoch, item):
+        """Leaves out the first items of one epoch, which were seen before the run was stopped."""
+        self.epoch, self.begin = epoch, (epoch, item)
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        yield from order[self.begin[1] if self.epoch == self.begin[0] else 0 :]
+
+
+class Resumable(pl.Callback):
+    """Saves a checkpoint on SIGTERM, and brings data order and random numbers back when a run is resumed.
+
+    It acts where one process trains; several, it leaves to NeMo's own PreemptionCallback. The data order is brought back
+    for shuffled map-style data (no Lhotse, tarred or bucketed data).
+    """
+
+    def __init__(self):
+        self._stopped, self._sampler = None, None
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        """Adds where the epoch stands, and the state of the random numbers."""
+        checkpoint[STATE] = {
+            "epoch": trainer.current_epoch,
+            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.completed,
+            "seed": self._sampler and self._sampler.seed,
+            "random": random_state(),
+        }
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        """Keeps them until the data is there."""
+        self._stopped = checkpoint.get(STATE)
+
+    def on_fit_start(self, trainer, pl_module):
+        """Puts the order of the data under control, before Lightning asks for the first batches."""
+        loader, stopped = pl_module.train_dataloader(), self._stopped or {}
+        if trainer.world_size > 1 or not is_shuffled(loader):
+            return
+        seed = stopped.get("seed")
+        self._sampler = EpochSampler(len(loader.dataset), torch.initial_seed() if seed is None else seed)
+        self._sampler.begin_at(stopped.get("epoch", 0), stopped.get("batches", 0) * loader.batch_size)
+        loader.batch_sampler.sampler = self._sampler
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        """Brings the random numbers of a resumed run back, once."""
+        if self._stopped and trainer.world_size == 1:
+            set_random_state(self._stopped["random"])
+        self._stopped = None
+
+    def on_exception(self, trainer, pl_module, exception):
+        """Saves the checkpoint, where the exception is Lightning's answer to SIGTERM."""
+        saver = trainer.checkpoint_callback
+        if trainer.world_size > 1 or not isinstance(exception, SIGTERMException) or saver is None:
+            return
+        # as NeMo's PreemptionCallback does it, so that exp_manager finds it
+        saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
+        logging.info(
+            f"Stopped by SIGTERM at step {trainer.global_step}; saved {saver.last_model_path}. The same command with "
+            "exp_manager.resume_if_exists=true and the same folder goes on from there."
+        )
+
+
+def is_shuffled(loader):
+    """True for PyTorch's own shuffled batches of map-style data."""
+    return type(getattr(loader, "batch_sampler", None)) is BatchSampler and type(loader.sampler) is RandomSampler
+
+
+def random_state():
+    """States of the random numbers of Python, NumPy, PyTorch and its GPUs."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state):
+    """Sets what `random_state` gave; on another number of GPUs, theirs stay as they are."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

@@ -1,0 +1,87 @@
+"""Stopping by SIGTERM and going on: each step as if the run had not been stopped."""
+
+import os
+import signal
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from nemo.utils.exp_manager import exp_manager
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from nemo_comat import ComatCTCModelBPE
+from nemo_comat.resume import EpochSampler, Resumable, is_shuffled, random_state, set_random_state
+
+
+class Stopper(pl.Callback):
+    """Keeps each step's loss, and sends SIGTERM to the process in the midst of a step."""
+
+    def __init__(self, stop_at):
+        self.stop_at, self.losses = stop_at, {}
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self.losses[trainer.global_step] = float(trainer.callback_metrics["train_loss"])
+        if trainer.global_step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(cfg, folder, stop_at=None):
+    """Trains two epochs with exp_manager, or what is left of them; returns the losses of its steps."""
+    stopper = Stopper(stop_at)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=2, logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Resumable(), stopper],
+    )  # fmt: skip
+    options = {
+        "explicit_log_dir": str(folder),
+        "create_tensorboard_logger": False,
+        "checkpoint_callback_params": {"monitor": "val_wer", "mode": "min", "save_top_k": 1},
+        "resume_if_exists": True,
+        "resume_ignore_no_checkpoint": True,
+    }
+    exp_manager(trainer, OmegaConf.create(options))
+    if not list(folder.rglob("*.ckpt")):
+        pl.seed_everything(3, verbose=False)
+    model = ComatCTCModelBPE(cfg=cfg, trainer=trainer)
+    if stop_at is None:
+        trainer.fit(model)
+    else:
+        with pytest.raises(SIGTERMException):
+            trainer.fit(model)
+    return stopper.losses
+
+
+def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    whole = fit(small_cfg, tmp_path / "whole")
+    parts = [fit(small_cfg, tmp_path / "parts", stop_at) for stop_at in (1, 6, None)]
+    assert [list(losses) for losses in parts] == [[1], [2, 3, 4, 5, 6], [7, 8]]
+    assert {**parts[0], **parts[1], **parts[2]} == pytest.approx(whole, rel=1e-4)
+
+
+def test_an_epochs_order_needs_no_epoch_before_it():
+    sampler = EpochSampler(10, seed=5)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    resumed = EpochSampler(10, seed=5)
+    resumed.begin_at(1, 6)
+    assert list(resumed) == second[6:] and len(resumed) == 10
+    resumed.set_epoch(0)
+    assert list(resumed) == first
+
+
+def test_only_pytorchs_own_shuffling_is_replaced():
+    data = list(range(4))
+    assert is_shuffled(DataLoader(data, batch_size=2, shuffle=True))
+    assert not any(is_shuffled(x) for x in (DataLoader(data, batch_size=2), DataLoader(data, batch_size=None), None))
+
+
+def test_random_numbers_come_back():
+    state = random_state()
+    before = torch.rand(3)
+    set_random_state(state)
+    assert torch.rand(3).equal(before)

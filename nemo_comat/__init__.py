@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CacheError": "cache",
     "CachedTeacher": "cache",
+    "ComatCTCModel": "model",
     "ComatCTCModelBPE": "model",
     "ComatMixin": "model",
     "ComatSaveRestoreConnector": "checkpoint",

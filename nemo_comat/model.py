@@ -7,13 +7,14 @@ import math
 from contextlib import contextmanager
 
 import torch
-from nemo.collections.asr.models import EncDecCTCModelBPE
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
 from nemo_comat.cache import build_teacher
+from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config
@@ -83,6 +84,12 @@ class ComatMixin:
                     self.decoder.num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
+
+    def change_vocabulary(self, *args, **kwargs):
+        """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
+        super().change_vocabulary(*args, **kwargs)
+        if self.comat is not None:
+            self.comat.set_blank(self.decoder.num_classes_with_blank - 1)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
@@ -158,8 +165,11 @@ class ComatMixin:
         hidden = seen.get("layer", encoded.transpose(1, 2))
         return self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
 
+    def _text_tokenizer(self):
+        return self.tokenizer
+
     def _reference_texts(self, transcript, transcript_len):
-        return reference_texts(self.tokenizer, transcript, transcript_len)
+        return reference_texts(self._text_tokenizer(), transcript, transcript_len)
 
     @torch.no_grad()
     def align_text(self, audio, text):
@@ -178,7 +188,7 @@ class ComatMixin:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
         samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
         signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
-        ids = torch.tensor([self.tokenizer.text_to_ids(text)], dtype=torch.int64, device=self.device)
+        ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
         mode, _ = self.training, self.eval()
         try:
             with captured(**self._watched()) as seen:
@@ -199,7 +209,8 @@ class ComatMixin:
         seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
         frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
-        pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank", ""]
+        tokenizer = self._text_tokenizer()
+        pieces = [*tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size))), "blank", ""]
         return Alignment(
             score=output.score[0, :segs, :tokens].cpu(),
             path=output.path[0, :segs].cpu(),
@@ -256,3 +267,17 @@ class ComatCTCModelBPE(ComatMixin, EncDecCTCModelBPE):
         TeacherError: the teacher's config cannot be read.
     Source: COMAT, Computer Speech & Language 97, 2026, doi 10.1016/j.csl.2025.101900.
     """
+
+
+class ComatCTCModel(ComatMixin, EncDecCTCModel):
+    """NeMo's character model `EncDecCTCModel` trained with COMAT; configured, used, saved and restored as its parent.
+
+    Args:
+        cfg: NeMo's model config, with ``labels`` in the place of a ``tokenizer`` block, and a ``comat`` block.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ConfigError, TeacherError: as `ComatCTCModelBPE`.
+    """
+
+    def _text_tokenizer(self):
+        return CharacterTokenizer.of(self.decoding.vocabulary, self._cfg.get("train_ds"))

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherCache
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
 from nemo_comat.align import MonotonicAligner, OneToOneAligner
 from nemo_comat.attention import AttentionCompressor
 from nemo_comat.cif import CIFCompressor
@@ -169,6 +169,22 @@ def test_corpus_is_what_it_says():
     assert {word for text in words["heldout"] for word in text.split()} <= vocabulary
     assert not set(words["train"]) & set(words["heldout"])
     assert sum(file.stat().st_size for file in CORPUS.rglob("*") if file.is_file()) < 4e6
+
+
+LETTERS = ["~model.tokenizer", "+model.labels=[' ',a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u,v,w,x,y,z]"]
+
+
+def test_labels_in_the_place_of_a_tokenizer_make_a_character_model(script, cache_teacher, tmp_path):
+    overrides = [*LETTERS, "model.encoder.n_layers=1", "model.decoder.vocabulary=${model.labels}"]
+    cfg = composed("conformer_ctc_comat_demo", *overrides, "++exp_manager=null", f"++trainer.default_root_dir={tmp_path}")
+    trainer, model = script.build(cfg)
+    assert type(model) is ComatCTCModel and trainer.max_epochs == cfg.embedded_corpus.trainer.max_epochs
+    # the texts of training's batches are those that would be cached
+    text = json.loads((CORPUS / "train.json").read_text().splitlines()[0])["text"]
+    assert next(cache_teacher.texts_of(cfg.model.train_ds, cache_teacher.tokenizer_of(cfg))) == text
+    with pytest.raises(ConfigError, match="tokenizer.dir is missing"):
+        data = [f"model.{key}.manifest_filepath={CORPUS}/train.json" for key in ("train_ds", "validation_ds")]
+        script.prepare(composed("conformer_ctc_comat", "~model.tokenizer", *data))
 
 
 def texts_in(folder, texts):

@@ -12,6 +12,7 @@ _HOME = {
     "CachedTeacher": "cache",
     "ComatCTCModel": "model",
     "ComatCTCModelBPE": "model",
+    "ComatHybridRNNTCTCModelBPE": "model",
     "ComatMixin": "model",
     "ComatSaveRestoreConnector": "checkpoint",
     "CompressAlignTransfer": "comat",

@@ -7,7 +7,7 @@ import math
 from contextlib import contextmanager
 
 import torch
-from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
@@ -63,12 +63,12 @@ def _as_config_error():
 class ComatMixin:
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
-    The model needs `encoder`, `decoder` and a `training_step` that calls both and returns a dict with `loss` and `log`.
+    The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
     """
 
     def __init__(self, cfg, trainer=None):
         cfg = model_utils.convert_model_config_to_dict_config(cfg)
-        teacher = _complete(cfg)
+        teacher = _complete(cfg, self._ctc_config)
         super().__init__(cfg=cfg, trainer=trainer)
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
@@ -81,7 +81,7 @@ class ComatMixin:
             with torch.random.fork_rng(devices=[]), _as_config_error():
                 self.comat = CompressAlignTransfer(
                     feat_in,
-                    self.decoder.num_classes_with_blank - 1,
+                    self._ctc_decoder().num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
 
@@ -89,7 +89,7 @@ class ComatMixin:
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
         super().change_vocabulary(*args, **kwargs)
         if self.comat is not None:
-            self.comat.set_blank(self.decoder.num_classes_with_blank - 1)
+            self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
@@ -109,12 +109,12 @@ class ComatMixin:
         *_, transcript, transcript_len = batch
         teacher = self._teacher_output(transcript, transcript_len)
         output = self._comat_output(seen, transcript, transcript_len, teacher)
-        reduction = self._cfg.get("ctc_reduction", "mean_batch")
+        reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
-        step["log"].update(
+        logged = dict(
             train_loss=step["loss"],
             train_ctc_loss=ctc_loss,
             train_transfer_loss=transfer,
@@ -123,9 +123,10 @@ class ComatMixin:
             comat_weight=weight,
         )
         if self._cfg.comat.teacher.cache is not None:
-            step["log"]["train_cache_misses"] = float(teacher.lacking)
+            logged["train_cache_misses"] = float(teacher.lacking)
         if self._cfg.comat.compress.method == "cif":
-            step["log"]["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
+            logged["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
+        self._log(step, logged)
         return step
 
     @property
@@ -137,7 +138,7 @@ class ComatMixin:
     def _feat_in(self):
         layer = self._cfg.comat.encoder_layer
         if layer is None:
-            return self._cfg.decoder.feat_in
+            return self._ctc_config(self._cfg).decoder.feat_in
         depth = len(getattr(self.encoder, "layers", ()))
         if not -depth <= layer < depth:
             raise ConfigError(
@@ -147,7 +148,7 @@ class ComatMixin:
         return self._cfg.encoder.d_model
 
     def _watched(self):
-        watched = dict(encoder=self.encoder, decoder=self.decoder)
+        watched = dict(encoder=self.encoder, decoder=self._ctc_decoder())
         if self._cfg.comat.encoder_layer is not None:
             watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
         return watched
@@ -161,9 +162,20 @@ class ComatMixin:
         return started.result()
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
-        (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
+        encoded, encoded_len = seen["encoder"][:2]
+        log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
         hidden = seen.get("layer", encoded.transpose(1, 2))
         return self.comat(hidden, encoded_len, log_probs, transcript, transcript_len, teacher)
+
+    @staticmethod
+    def _ctc_config(cfg):
+        return cfg
+
+    def _ctc_decoder(self):
+        return self.decoder
+
+    def _log(self, step, numbers):
+        step["log"].update(numbers)
 
     def _text_tokenizer(self):
         return self.tokenizer
@@ -240,14 +252,15 @@ class ComatMixin:
         return super().restore_from(*args, save_restore_connector=connector, **kwargs)
 
 
-def _complete(cfg):
+def _complete(cfg, ctc_config):
     """Checks and completes cfg.comat in place; returns the teacher (nothing loaded), or None where COMAT is off."""
     if cfg.get("comat") is None:
         return None
     block = read_comat_config(cfg.comat)
     teacher = build_teacher(**block.teacher) if block.weight > 0 else None
-    if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
-        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
+    reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
+    if teacher is not None and reduction not in REDUCTIONS:
+        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim
     with open_dict(cfg):
@@ -281,3 +294,34 @@ class ComatCTCModel(ComatMixin, EncDecCTCModel):
 
     def _text_tokenizer(self):
         return CharacterTokenizer.of(self.decoding.vocabulary, self._cfg.get("train_ds"))
+
+
+class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
+    """NeMo's `EncDecHybridRNNTCTCBPEModel` trained with COMAT, by its CTC decoder; the RNN-T decoder is NeMo's.
+
+    Args:
+        cfg: NeMo's model config, with a ``comat`` block.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ConfigError, TeacherError: as `ComatCTCModelBPE`; also where ``aux_ctc.ctc_loss_weight`` is 0.
+    """
+
+    def __init__(self, cfg, trainer=None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        if self.comat is not None and not self.ctc_loss_weight > 0:
+            raise ConfigError(
+                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come from "
+                "the CTC decoder, which would not be trained."
+            )
+
+    @staticmethod
+    def _ctc_config(cfg):
+        return cfg.aux_ctc
+
+    def _ctc_decoder(self):
+        return self.ctc_decoder
+
+    def _log(self, step, numbers):
+        # this model of NeMo's logs for itself, the CTC loss alone among it
+        del numbers["train_ctc_loss"]
+        self.log_dict(numbers)

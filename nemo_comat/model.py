@@ -310,8 +310,8 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
         super().__init__(cfg=cfg, trainer=trainer)
         if self.comat is not None and not self.ctc_loss_weight > 0:
             raise ConfigError(
-                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come from "
-                "the CTC decoder, which would not be trained."
+                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come "
+                "from the CTC decoder, which would not be trained."
             )
 
     @staticmethod

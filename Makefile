@@ -1,14 +1,17 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
 # make test: environment, install, lint, tests
 # make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
+# make test-oldest: the same with the oldest NeMo that is tested, in an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST := .venv-oldest
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test fuzz install clean
+.PHONY: demo test test-oldest fuzz install clean
 
 demo: $(DEMO)/trained
 	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo
@@ -16,6 +19,9 @@ demo: $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+test-oldest:
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hypothesis
@@ -29,11 +35,11 @@ $(DEMO)/trained: $(VENV)/installed
 		exp_manager.exp_dir=demo_output +exp_manager.version=run
 	touch $@
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: setup.py $(CONSTRAINTS)
 	@echo "Installing NeMo and what it needs into $(VENV); this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) $(OLDEST) demo_output

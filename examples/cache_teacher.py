@@ -21,11 +21,12 @@ from nemo.collections.common.tokenizers.aggregate_tokenizer import TokenizerWrap
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from omegaconf import OmegaConf
-from speech_to_text_comat import check_data, complete
+from speech_to_text_comat import by_characters, check_data, complete
 from tqdm import tqdm
 
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.cache import build_teacher
+from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.manifest import ManifestError, manifest_paths
 from nemo_comat.reference import manifest_text, reference_text
@@ -40,6 +41,13 @@ class Tokenizer(ASRBPEMixin):
     def register_artifact(self, config_path, src, verify_src_exists=True):
         """NeMo's models pack their tokenizer's files; nothing is packed here."""
         return src
+
+
+def tokenizer_of(cfg):
+    """The tokenizer of a training config, or the labels of a character model's."""
+    if by_characters(cfg):
+        return CharacterTokenizer.of(cfg.model.labels, cfg.model.train_ds)
+    return Tokenizer(cfg.model.tokenizer).tokenizer
 
 
 def texts_of(dataset, tokenizer, text="tokens"):
@@ -97,7 +105,7 @@ def fill(cfg):
     if rank == 0:
         check_data(cfg)
     folder, block.cache = block.cache, None
-    teacher, tokenizer = build_teacher(**teacher_arguments(block)), Tokenizer(cfg.model.tokenizer).tokenizer
+    teacher, tokenizer = build_teacher(**teacher_arguments(block)), tokenizer_of(cfg)
     texts = texts_of(cfg.model.train_ds, tokenizer, block.text)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")

@@ -6,7 +6,8 @@
         model.tokenizer.dir=tokenizer \
         model.comat.teacher.name=bert-base-uncased
 
-Every override of NeMo's works. Without manifests it trains on the corpus in examples/demo_corpus.
+Every override of NeMo's works. Without manifests it trains on the corpus in examples/demo_corpus. A config with
+model.labels and without model.tokenizer makes a character model.
 """
 
 import signal
@@ -22,7 +23,7 @@ from nemo.utils.exp_manager import exp_manager
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModelBPE, TeacherError
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.manifest import ManifestError, check_dataset
 from nemo_comat.resume import Resumable
@@ -46,6 +47,11 @@ def has_data(dataset):
     return dataset is not None and any(has_value(dataset, key) for key in DATA_KEYS)
 
 
+def by_characters(cfg):
+    """True where the config is a character model's: it lists its labels and has no tokenizer."""
+    return "tokenizer" not in cfg.model and has_value(cfg.model, "labels")
+
+
 def use_embedded_corpus(cfg):
     """Points cfg at the embedded corpus and its short schedule, but leaves what the command line sets."""
     given = {override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
@@ -55,6 +61,8 @@ def use_embedded_corpus(cfg):
         "model.tokenizer.dir": str(CORPUS / "tokenizer"),
         **leaves(cfg.embedded_corpus),
     }
+    if by_characters(cfg):
+        del changes["model.tokenizer.dir"]
     with open_dict(cfg):
         for key, value in changes.items():
             if not any(f"{override}.".startswith(f"{key}.") for override in given):
@@ -97,8 +105,15 @@ def complete(cfg):
             "model.validation_ds.manifest_filepath is missing; give model.validation_ds.manifest_filepath=FILE, "
             "or model.validation_ds=null to train without validation."
         )
+    if not by_characters(cfg):
+        check_tokenizer(cfg)
+
+
+def check_tokenizer(cfg):
+    """Raises where model.tokenizer names no folder."""
+    tokenizer = cfg.model.get("tokenizer") or OmegaConf.create()
     # an aggregate tokenizer has a folder for each language instead
-    if "langs" not in cfg.model.tokenizer and not has_value(cfg.model.tokenizer, "dir"):
+    if "langs" not in tokenizer and not has_value(tokenizer, "dir"):
         manifest = cfg.model.train_ds.get("manifest_filepath") or "train.json"
         raise ConfigError(
             "model.tokenizer.dir is missing; build a tokenizer with `python examples/build_tokenizer.py "
@@ -120,7 +135,7 @@ def build(cfg, callbacks=()):
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
     trainer.callbacks.extend(callbacks)
     exp_manager(trainer, cfg.get("exp_manager", None))
-    model = ComatCTCModelBPE(cfg=cfg.model, trainer=trainer)
+    model = (ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE)(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)
     return trainer, model
 

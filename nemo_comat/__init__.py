@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 _HOME = {
     "CacheError": "cache",
     "CachedTeacher": "cache",
+    "ComatCTCModel": "model",
     "ComatCTCModelBPE": "model",
+    "ComatHybridRNNTCTCModelBPE": "model",
     "ComatMixin": "model",
     "ComatSaveRestoreConnector": "checkpoint",
     "CompressAlignTransfer": "comat",

@@ -59,6 +59,15 @@ class CompressAlignTransfer(nn.Module):
         self.projection = Projection(feat_in, **projection)
         self.transfer = TransferLoss(**transfer)
 
+    def set_blank(self, blank):
+        """Follows a recogniser whose vocabulary has changed.
+
+        Args:
+            blank: the new id of the CTC blank; methods that do not look at labels need none.
+        """
+        if isinstance(self.compressor, CTCCompressor):
+            self.compressor.options["blank"] = blank
+
     def forward(self, hidden, frame_len, log_probs, targets, target_len, teacher):
         """One batch's loss.
 

@@ -7,13 +7,14 @@ import math
 from contextlib import contextmanager
 
 import torch
-from nemo.collections.asr.models import EncDecCTCModelBPE
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
 from nemo_comat.cache import build_teacher
+from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
@@ -66,12 +67,12 @@ def _as_config_error():
 class ComatMixin:
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
-    The model needs `encoder`, `decoder` and a `training_step` that calls both and returns a dict with `loss` and `log`.
+    The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
     """
 
     def __init__(self, cfg, trainer=None):
         cfg = model_utils.convert_model_config_to_dict_config(cfg)
-        teacher = _complete(cfg)
+        teacher = _complete(cfg, self._ctc_config)
         super().__init__(cfg=cfg, trainer=trainer)
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
@@ -84,7 +85,7 @@ class ComatMixin:
             with torch.random.fork_rng(devices=[]), _as_config_error():
                 self.comat = CompressAlignTransfer(
                     feat_in,
-                    self.decoder.num_classes_with_blank - 1,
+                    self._ctc_decoder().num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
 
@@ -93,6 +94,12 @@ class ComatMixin:
         super().setup_training_data(train_data_config)
         if self._reads_manifest and self._train_dl is not None:
             name_samples(self._train_dl)
+
+    def change_vocabulary(self, *args, **kwargs):
+        """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
+        super().change_vocabulary(*args, **kwargs)
+        if self.comat is not None:
+            self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
@@ -117,12 +124,12 @@ class ComatMixin:
         teacher = self._teacher_output(transcript, transcript_len, *samples)
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         output = self._comat_output(seen, transcript, transcript_len, teacher)
-        reduction = self._cfg.get("ctc_reduction", "mean_batch")
+        reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
-        step["log"].update(
+        logged = dict(
             train_loss=step["loss"],
             train_ctc_loss=ctc_loss,
             train_transfer_loss=transfer,
@@ -132,9 +139,10 @@ class ComatMixin:
             comat_weight=weight,
         )
         if self._cfg.comat.teacher.cache is not None:
-            step["log"]["train_cache_misses"] = float(teacher.lacking)
+            logged["train_cache_misses"] = float(teacher.lacking)
         if self._cfg.comat.compress.method == "cif":
-            step["log"]["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
+            logged["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
+        self._log(step, logged)
         return step
 
     @property
@@ -146,7 +154,7 @@ class ComatMixin:
     def _feat_in(self):
         layer = self._cfg.comat.encoder_layer
         if layer is None:
-            return self._cfg.decoder.feat_in
+            return self._ctc_config(self._cfg).decoder.feat_in
         depth = len(getattr(self.encoder, "layers", ()))
         if not -depth <= layer < depth:
             raise ConfigError(
@@ -156,7 +164,7 @@ class ComatMixin:
         return self._cfg.encoder.d_model
 
     def _watched(self):
-        watched = dict(encoder=self.encoder, decoder=self.decoder)
+        watched = dict(encoder=self.encoder, decoder=self._ctc_decoder())
         if self._cfg.comat.encoder_layer is not None:
             watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
         return watched
@@ -170,10 +178,24 @@ class ComatMixin:
         return started.result()
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
-        (encoded, encoded_len), log_probs = seen["encoder"][:2], seen["decoder"]
+        encoded, encoded_len = seen["encoder"][:2]
+        log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
         hidden = seen.get("layer", encoded.transpose(1, 2))
         # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
         return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher)
+
+    @staticmethod
+    def _ctc_config(cfg):
+        return cfg
+
+    def _ctc_decoder(self):
+        return self.decoder
+
+    def _log(self, step, numbers):
+        step["log"].update(numbers)
+
+    def _text_tokenizer(self):
+        return self.tokenizer
 
     @property
     def _reads_manifest(self):
@@ -183,7 +205,7 @@ class ComatMixin:
     def _reference_texts(self, transcript, transcript_len, samples=None):
         if self._reads_manifest:
             return manifest_texts(self._train_dl, samples)
-        return reference_texts(self.tokenizer, transcript, transcript_len)
+        return reference_texts(self._text_tokenizer(), transcript, transcript_len)
 
     @torch.no_grad()
     def align_text(self, audio, text):
@@ -202,7 +224,7 @@ class ComatMixin:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
         samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
         signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
-        ids = torch.tensor([self.tokenizer.text_to_ids(text)], dtype=torch.int64, device=self.device)
+        ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
         mode, _ = self.training, self.eval()
         try:
             with captured(**self._watched()) as seen:
@@ -224,7 +246,8 @@ class ComatMixin:
         seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
         frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
-        pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank", ""]
+        tokenizer = self._text_tokenizer()
+        pieces = [*tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size))), "blank", ""]
         return Alignment(
             score=output.score[0, :segs, : len(tokens)].cpu(),
             path=output.path[0, :segs].cpu(),
@@ -269,14 +292,15 @@ def _silence_bad_audio(batch):
     return batch, bad
 
 
-def _complete(cfg):
+def _complete(cfg, ctc_config):
     """Checks and completes cfg.comat in place; returns the teacher (nothing loaded), or None where COMAT is off."""
     if cfg.get("comat") is None:
         return None
     block = read_comat_config(cfg.comat)
     teacher = build_teacher(**teacher_arguments(block.teacher)) if block.weight > 0 else None
-    if teacher is not None and cfg.get("ctc_reduction", "mean_batch") not in REDUCTIONS:
-        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {cfg.ctc_reduction!r}.")
+    reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
+    if teacher is not None and reduction not in REDUCTIONS:
+        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim
     with open_dict(cfg):
@@ -296,3 +320,48 @@ class ComatCTCModelBPE(ComatMixin, EncDecCTCModelBPE):
         TeacherError: the teacher's config cannot be read.
     Source: COMAT, Computer Speech & Language 97, 2026, doi 10.1016/j.csl.2025.101900.
     """
+
+
+class ComatCTCModel(ComatMixin, EncDecCTCModel):
+    """NeMo's character model `EncDecCTCModel` trained with COMAT; configured, used, saved and restored as its parent.
+
+    Args:
+        cfg: NeMo's model config, with ``labels`` in the place of a ``tokenizer`` block, and a ``comat`` block.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ConfigError, TeacherError: as `ComatCTCModelBPE`.
+    """
+
+    def _text_tokenizer(self):
+        return CharacterTokenizer.of(self.decoding.vocabulary, self._cfg.get("train_ds"))
+
+
+class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
+    """NeMo's `EncDecHybridRNNTCTCBPEModel` trained with COMAT, by its CTC decoder; the RNN-T decoder is NeMo's.
+
+    Args:
+        cfg: NeMo's model config, with a ``comat`` block.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ConfigError, TeacherError: as `ComatCTCModelBPE`; also where ``aux_ctc.ctc_loss_weight`` is 0.
+    """
+
+    def __init__(self, cfg, trainer=None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        if self.comat is not None and not self.ctc_loss_weight > 0:
+            raise ConfigError(
+                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come "
+                "from the CTC decoder, which would not be trained."
+            )
+
+    @staticmethod
+    def _ctc_config(cfg):
+        return cfg.aux_ctc
+
+    def _ctc_decoder(self):
+        return self.ctc_decoder
+
+    def _log(self, step, numbers):
+        # this model of NeMo's logs for itself, the CTC loss alone among it
+        del numbers["train_ctc_loss"]
+        self.log_dict(numbers)

@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from test_model import train
 
-from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherCache
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
 from nemo_comat.align import MonotonicAligner, OneToOneAligner
 from nemo_comat.attention import AttentionCompressor
 from nemo_comat.cif import CIFCompressor
@@ -28,6 +29,16 @@ BUILT = {
     "kt_rl_att": (AttentionCompressor, OneToOneAligner, "cosine"),
     "optimal_transport": (FrameCompressor, SinkhornAligner, "cosine"),
     "hkd": (CIFCompressor, OneToOneAligner, "contrastive"),
+}
+# millions of weights of a config's encoder, where it is not Conformer small's
+ENCODERS = {"conformer_ctc_comat_demo": (0.5, 2), "citrinet_ctc_comat": (20, 22)}
+# the same architecture, small and quick
+SHRUNK = {
+    "fastconformer_ctc_comat": [
+        *(f"model.encoder.{key}" for key in ("n_layers=2", "d_model=32", "subsampling_conv_channels=16")),
+        "model.optim.lr=1e-2",
+    ],
+    "citrinet_ctc_comat": [f"model.model_defaults.{key}" for key in ("filters=32", "enc_final=48")],
 }
 
 
@@ -66,8 +77,8 @@ def test_every_config_is_instantiated(script, name):
     cfg = composed(name)
     script.prepare(cfg)
     model = ComatCTCModelBPE(cfg=cfg.model)
-    weights = sum(p.numel() for p in model.encoder.parameters())
-    assert (0.5e6 < weights < 2e6) if name == "conformer_ctc_comat_demo" else (12e6 < weights < 14e6)
+    least, most = ENCODERS.get(name, (12, 14))
+    assert least < sum(p.numel() for p in model.encoder.parameters()) / 1e6 < most
     assert model.comat is not None and len(model._train_dl.dataset) == 420
     built = (type(model.comat.compressor), type(model.comat.aligner), model.comat.transfer.options["loss"])
     assert built == BUILT.get(name, (CTCCompressor, MonotonicAligner, "cosine"))
@@ -171,6 +182,58 @@ def test_corpus_is_what_it_says():
     assert {word for text in words["heldout"] for word in text.split()} <= vocabulary
     assert not set(words["train"]) & set(words["heldout"])
     assert sum(file.stat().st_size for file in CORPUS.rglob("*") if file.is_file()) < 4e6
+
+
+@pytest.fixture
+def shrunk(manifest):
+    """A model config of conf/ by name, shrunk, on the 16 utterances of `manifest`."""
+
+    def make(name, *overrides):
+        given = [f"model.{key}.{item}" for key in ("train_ds", "validation_ds") for item in (
+            f"manifest_filepath={manifest}", "batch_size=8", "num_workers=0", "pin_memory=false")]  # fmt: skip
+        cfg = composed(name, *SHRUNK[name], *given, f"model.tokenizer.dir={CORPUS / 'tokenizer'}", *overrides).model
+        if "jasper" in cfg.encoder:
+            blocks = [{**cfg.encoder.jasper[i], "repeat": 1} for i in (0, 1, 7, 14, 22)]
+            cfg.encoder.jasper = blocks
+        return cfg
+
+    return make
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_other_encoders_train(shrunk, manifest, name):
+    cfg = shrunk(name, "model.optim.sched.warmup_steps=1", "model.log_prediction=false")
+    model, logged = train(ComatCTCModelBPE, cfg, steps=10)
+    assert model.encoder.subsampling_factor == 8 and all(p.isfinite().all() for p in model.parameters())
+    assert [step["train_active_fraction"] for step in logged] == [1.0] * 10
+    for key in ("train_ctc_loss", "train_transfer_loss"):
+        assert sum(step[key] for step in logged[-2:]) < 0.95 * sum(step[key] for step in logged[:2])
+    row = json.loads(open(manifest).readline())
+    alignment = model.align_text(row["audio_filepath"], row["text"])
+    assert "".join(alignment.labels).replace("▁", " ").split() == row["text"].split()
+    assert 0.5 * row["duration"] < alignment.spans[-1][1] <= row["duration"] + 0.16
+
+
+def test_citrinet_has_no_layers_to_choose_from(shrunk):
+    message = "encoder_layer is 1, but ConvASREncoder has 0 layers to choose from, none; null takes the last frames"
+    with pytest.raises(ConfigError, match=message):
+        ComatCTCModelBPE(cfg=shrunk("citrinet_ctc_comat", "model.comat.encoder_layer=1"))
+
+
+LETTERS = ["~model.tokenizer", "+model.labels=[' ',a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u,v,w,x,y,z]"]
+
+
+def test_labels_in_the_place_of_a_tokenizer_make_a_character_model(script, cache_teacher):
+    overrides = [*LETTERS, "model.encoder.n_layers=1", "model.decoder.vocabulary=${model.labels}"]
+    cfg = composed("conformer_ctc_comat_demo", *overrides, "exp_manager=null")
+    trainer, model = script.build(cfg)
+    assert type(model) is ComatCTCModel and trainer.max_epochs == cfg.embedded_corpus.trainer.max_epochs
+    # the texts of training's batches are those that would be cached
+    text = json.loads((CORPUS / "train.json").read_text().splitlines()[0])["text"]
+    assert next(cache_teacher.texts_of(cfg.model.train_ds, cache_teacher.tokenizer_of(cfg))) == text
+    with pytest.raises(ConfigError, match="tokenizer.dir is missing"):
+        data = [f"model.{key}.manifest_filepath={CORPUS}/train.json" for key in ("train_ds", "validation_ds")]
+        script.prepare(composed("conformer_ctc_comat", "~model.tokenizer", *data))
 
 
 def texts_in(folder, texts):

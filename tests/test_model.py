@@ -39,14 +39,19 @@ class Recorder(pl.Callback):
         self.steps.append({key: float(value) for key, value in trainer.logged_metrics.items()})
 
 
+def quiet_trainer(steps, *callbacks, **options):
+    """A trainer on one CPU that writes nothing."""
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    return pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, limit_val_batches=0, log_every_n_steps=1,
+        callbacks=list(callbacks), **quiet, **options,
+    )  # fmt: skip
+
+
 def train(cls, cfg, steps=3, **options):
     """A freshly seeded model after some steps, and what it logged."""
     recorder = Recorder()
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, limit_val_batches=0, log_every_n_steps=1, callbacks=[recorder],
-        **quiet, **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(steps, recorder, **options)
     pl.seed_everything(7, verbose=False)
     model = cls(cfg=cfg, trainer=trainer)
     trainer.fit(model)

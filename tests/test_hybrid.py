@@ -1,0 +1,94 @@
+"""Hybrid RNN-T and CTC models by the mixin: COMAT goes by the CTC decoder."""
+
+import pytest
+import torch
+from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+from omegaconf import OmegaConf, open_dict
+from test_model import train, with_comat
+
+from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
+
+HYBRID = """
+model_defaults: {enc_hidden: 32, pred_hidden: 24, joint_hidden: 24}
+aux_ctc:
+  ctc_loss_weight: 0.3
+  use_cer: false
+  ctc_reduction: mean_batch
+  decoder: {_target_: nemo.collections.asr.modules.ConvASRDecoder, feat_in: null, num_classes: -1, vocabulary: []}
+  decoding: {strategy: greedy_batch}
+decoder:
+  _target_: nemo.collections.asr.modules.RNNTDecoder
+  normalization_mode: null
+  random_state_sampling: false
+  blank_as_pad: true
+  prednet: {pred_hidden: 24, pred_rnn_layers: 1, t_max: null, dropout: 0.0}
+joint:
+  _target_: nemo.collections.asr.modules.RNNTJoint
+  log_softmax: null
+  preserve_memory: false
+  fuse_loss_wer: false
+  fused_batch_size: 4
+  jointnet: {joint_hidden: 24, activation: relu, dropout: 0.0}
+decoding: {strategy: greedy_batch, greedy: {max_symbols: 3}}
+loss: {loss_name: pytorch}  # the default one is compiled for a minute
+"""
+
+
+@pytest.fixture
+def hybrid_cfg(small_cfg):
+    with open_dict(small_cfg):
+        for key in ("decoder", "ctc_reduction"):
+            small_cfg.pop(key)
+        return OmegaConf.merge(small_cfg, OmegaConf.create(HYBRID))
+
+
+def test_a_hybrid_model_trains(hybrid_cfg):
+    hybrid_cfg.optim.lr = 5e-3
+    model, logged = train(ComatHybridRNNTCTCModelBPE, hybrid_cfg, steps=6)
+    _, plain = train(EncDecHybridRNNTCTCBPEModel, with_comat(hybrid_cfg, None), steps=1)
+    for key in ("train_rnnt_loss", "train_ctc_loss"):
+        assert logged[0][key] == plain[0][key]
+    for step in logged:
+        nemos = 0.7 * step["train_rnnt_loss"] + 0.3 * step["train_ctc_loss"]
+        assert step["train_loss"] == pytest.approx(nemos + 0.3 * step["train_transfer_loss"], rel=1e-5)
+    assert [step["train_active_fraction"] for step in logged] == [1.0] * 6
+    assert sum(step["train_transfer_loss"] for step in logged[-2:]) < 0.9 * sum(
+        step["train_transfer_loss"] for step in logged[:2]
+    )
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_without_comat_a_hybrid_model_is_nemos(hybrid_cfg):
+    nemo, _ = train(EncDecHybridRNNTCTCBPEModel, with_comat(hybrid_cfg, None), steps=1)
+    ours, _ = train(ComatHybridRNNTCTCModelBPE, with_comat(hybrid_cfg, {"weight": 0}), steps=1)
+    theirs, mine = nemo.state_dict(), ours.state_dict()
+    assert theirs.keys() == mine.keys() and all(mine[key].equal(theirs[key]) for key in theirs)
+
+
+def test_a_hybrid_model_is_saved_twice_over_and_restored(hybrid_cfg, manifest, tmp_path):
+    model = ComatHybridRNNTCTCModelBPE(cfg=hybrid_cfg).eval()
+    with torch.no_grad():  # an untrained model says nothing at all; let it babble
+        model.ctc_decoder.decoder_layers[0].bias[-1] = -5
+        model.joint.joint_net[-1].bias[-1] = -5
+    model.save_to(str(tmp_path / "m.nemo"))
+    again = ComatHybridRNNTCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")
+    assert all(again.state_dict()[key].equal(value) for key, value in model.state_dict().items())
+    plain = ASRModel.restore_from(
+        str(tmp_path / "m.nemo"), map_location="cpu", save_restore_connector=SaveRestoreConnector()
+    )
+    assert type(plain) is EncDecHybridRNNTCTCBPEModel and "comat" not in plain.cfg
+    row = OmegaConf.create(open(manifest).readline())
+    for decoder in ("rnnt", "ctc"):
+        said = set()
+        for one in (model, again, plain):
+            one.change_decoding_strategy(None, decoder_type=decoder, verbose=False)
+            said.add(one.transcribe([row.audio_filepath], verbose=False)[0].text)
+        assert len(said) == 1 and said != {""}
+    assert "".join(again.align_text(row.audio_filepath, row.text).labels).replace("▁", " ").split() == row.text.split()
+
+
+def test_a_ctc_decoder_that_is_not_trained_is_refused(hybrid_cfg):
+    hybrid_cfg.aux_ctc.ctc_loss_weight = 0
+    with pytest.raises(ConfigError, match=r"aux_ctc\.ctc_loss_weight must be above 0, got 0: "):
+        ComatHybridRNNTCTCModelBPE(cfg=hybrid_cfg)

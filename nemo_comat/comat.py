@@ -39,8 +39,8 @@ class CompressAlignTransfer(nn.Module):
     """The loss that pulls an encoder's segments to a language model's token embeddings.
 
     A row is inactive, which means loss 0 and no gradient, when it has no tokens, no segments (for want of frames or a
-    CTC path), fewer of them than tokens where the alignment is monotonic, a frame that is not finite, or a score that is
-    not finite along every path.
+    CTC path), fewer of them than tokens where the alignment is monotonic, a frame that is not finite, or a score that
+    is not finite along every path.
 
     Args:
         feat_in: width of the encoder's frames.

@@ -134,8 +134,8 @@ def ctc_compress(
         Compressed. S is a bound known from shapes alone: T for greedy labels, U for forced ones without blanks and
         min(T, 2U + 1) with them. Rows that no CTC path fits have seg_len 0.
     Raises:
-        ValueError: an unknown option, forced labels without a reference, shapes or dtypes that do not fit, or a blank or
-            (checked on CPU) a length that is out of range.
+        ValueError: an unknown option, forced labels without a reference, shapes or dtypes that do not fit, or a blank
+            or (checked on CPU) a length that is out of range.
     Source: arXiv 2102.01578 for greedy labels and the poolings; forced labels are ours.
     """
     if labels not in LABELS or pool not in POOLS:

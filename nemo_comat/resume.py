@@ -46,8 +46,8 @@ class EpochSampler(Sampler):
 class Resumable(pl.Callback):
     """Saves a checkpoint on SIGTERM, and brings data order and random numbers back when a run is resumed.
 
-    It acts where one process trains; several, it leaves to NeMo's own PreemptionCallback. The data order is brought back
-    for shuffled map-style data (no Lhotse, tarred or bucketed data).
+    It acts where one process trains; several, it leaves to NeMo's own PreemptionCallback. The data order is brought
+    back for shuffled map-style data (no Lhotse, tarred or bucketed data).
     """
 
     def __init__(self):

@@ -57,7 +57,8 @@ def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, tok
     Returns:
         [B] float32; 0 for a row without tokens.
     Raises:
-        ValueError: an unknown loss, shapes that disagree, a mask that is not bool, or a temperature that is not above 0.
+        ValueError: an unknown loss, shapes that disagree, a mask that is not bool, or a temperature that is not above
+            0.
     Source: ours; contrastive after HKD, arXiv 2301.13003.
     """
     if loss not in LOSSES:

@@ -172,7 +172,8 @@ def test_half_precision_is_summed_in_float32(dtype):
 def test_lengths_and_labels_of_any_integer_dtype():
     hidden, log_probs, targets = random_batch(2, 9, 3)
     lengths = torch.tensor([9, 5]), torch.tensor([3, 2])
-    wanted = ctc_compress(hidden, lengths[0], log_probs, blank=BLANK, labels="forced", targets=targets, target_len=lengths[1])
+    reference = dict(targets=targets, target_len=lengths[1])
+    wanted = ctc_compress(hidden, lengths[0], log_probs, blank=BLANK, labels="forced", **reference)
     for dtype in (torch.uint8, torch.uint16, torch.uint64, torch.int8):
         reference = dict(targets=targets.to(dtype), target_len=lengths[1].to(dtype))
         out = ctc_compress(hidden, lengths[0].to(dtype), log_probs, blank=BLANK, labels="forced", **reference)

@@ -1,8 +1,8 @@
 """Hypothesis looks for inputs that end in anything but the right answer or the documented error.
 
-Shapes with 0 and 1, lengths and labels in and out of range, every dtype of floats and integers, strides, infinities, NaN,
-huge and subnormal numbers. The answers are those of slow loops over one row at a time. A few cases run here; `make fuzz`
-sets FUZZ_CASES to run 10,000.
+Shapes with 0 and 1, lengths and labels in and out of range, every dtype of floats and integers, strides, infinities,
+NaN, huge and subnormal numbers. The answers are those of slow loops over one row at a time. A few cases run here;
+`make fuzz` sets FUZZ_CASES to run 10,000.
 """
 
 import math
@@ -207,14 +207,16 @@ def test_ctc_viterbi(data):
     targets = lengths(draw, batch * tokens, max(0, vocab - 1)).view(batch, tokens)
     backends = ("cpu", "torch", "auto")
     if draw(MISTAKE):
-        mistake = draw(st.sampled_from(["frame_len", "target_len", "dim", "dtype", "targets", "blank", "rows", "label"]))
+        mistakes = ["frame_len", "target_len", "dim", "dtype", "targets", "blank", "rows", "label"]
+        mistake = draw(st.sampled_from(mistakes))
         event(f"mistake: {mistake}")
         if mistake == "dim":
             log_probs = draw(st.sampled_from([log_probs[None], log_probs.flatten(0, 1)]))
         if mistake == "dtype":
             log_probs = log_probs.nan_to_num().to(draw(st.sampled_from([torch.int64, torch.bool, torch.complex64])))
         if mistake == "targets":
-            targets = draw(st.sampled_from([targets[None], targets.double(), targets.bool(), targets.to(torch.complex64)]))
+            no_integers = [targets.to(dtype) for dtype in NO_INTEGERS]
+            targets = draw(st.sampled_from([targets[None], *no_integers]))
         if mistake == "rows":
             targets = torch.zeros(batch + 1, tokens, dtype=torch.int64)
         if mistake == "blank":
@@ -416,7 +418,8 @@ def test_compress_align_transfer(data):
     torch.manual_seed(draw(st.integers(0, 1000)))
     module = CompressAlignTransfer(
         dim, vocab - 1,
-        compress={"method": compress, "labels": labels, "blanks": draw(st.sampled_from(BLANKS)), "pool": pool, "heads": 1},
+        compress={"method": compress, "labels": labels, "blanks": draw(st.sampled_from(BLANKS)), "pool": pool,
+                  "heads": 1},
         align={"method": align}, projection={"dim": width, "depth": draw(st.integers(1, 2))}, transfer={"loss": loss},
     )  # fmt: skip
     kind = draw(st.sampled_from(["plain", "ties", "not finite", "impossible"]))
@@ -441,13 +444,14 @@ def test_compress_align_transfer(data):
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
     assert (text_len[out.active] > 0).all() and (frame_len.long()[out.active] > 0).all()
     assert out.text_len.equal(torch.where(out.active, text_len, 0))
+    arguments = hidden.detach(), frame_len, log_probs.detach(), targets, target_len, teacher
     for row in range(batch):
         if align == "monotonic":
             s, n = int(out.compressed.seg_len[row]), int(text_len[row])
             wanted = oracle(out.score[row, :s, :n].numpy(), np.float32) if 0 < n <= s else [-1] * s
             assert out.path[row].tolist() == wanted + [-1] * (out.path.shape[1] - s)
         if loss != "contrastive":
-            assert_as_alone(module, row, out, (hidden.detach(), frame_len, log_probs.detach(), targets, target_len, teacher))
+            assert_as_alone(module, row, out, arguments)
     if align == "monotonic" and loss == "cosine":
         assert_cosine_by_definition(module, out, embeddings)
 

@@ -142,14 +142,14 @@ def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> f
     """Write the audio files and the manifest of one split; return its duration in seconds."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.opus"):
+    for stale in folder.glob("*.ogg"):
         stale.unlink()
     split_id = list(SPLITS).index(name)
     total = 0.0
     with open(out / f"{name}.json", "w", encoding="utf-8", newline="\n") as manifest:
         for number, sentence in enumerate(tqdm(sentences, desc=name, unit="utt"), 1):
             rng = np.random.default_rng([seed, split_id, number])
-            relative = f"{name}/{number:04d}.opus"
+            relative = f"{name}/{number:04d}.ogg"
             duration = write_opus(out / relative, synthesise(tts, sentence, rng))
             entry = {"audio_filepath": relative, "duration": round(duration, 4), "text": sentence}
             manifest.write(json.dumps(entry) + "\n")
@@ -176,7 +176,7 @@ def main() -> None:
     seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
     build_tokenizer(texts["train"], out / "tokenizer", vocab_size=args.vocab_size)
     for name, sentences in texts.items():
-        size = sum(f.stat().st_size for f in (out / name).glob("*.opus"))
+        size = sum(f.stat().st_size for f in (out / name).glob("*.ogg"))
         print(
             f"{name}: {len(sentences)} utterances, {seconds[name] / 60:.2f} min, "
             f"{size / 1e6:.2f} MB, {8 * size / seconds[name] / 1000:.1f} kbit/s"

@@ -56,9 +56,9 @@ def manifest(tmp_path_factory):
     return str(file)
 
 
-@pytest.fixture
-def small_cfg(manifest):
-    """model config of a Conformer-CTC with 2 layers, as conf/conformer_ctc_comat.yaml gives it."""
+@pytest.fixture(scope="session")
+def shared_cfg(manifest):
+    """model config of a Conformer-CTC with 2 layers, as conf/conformer_ctc_comat.yaml gives it; not to be changed."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)
@@ -68,3 +68,9 @@ def small_cfg(manifest):
     cfg.model.log_prediction = False
     cfg.model.optim = {"name": "adamw", "lr": 1e-3}
     return cfg.model
+
+
+@pytest.fixture
+def small_cfg(shared_cfg):
+    """`shared_cfg`, for one test to change."""
+    return shared_cfg.copy()

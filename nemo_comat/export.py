@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import nemo_comat
 from nemo_comat.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.config import read_comat_config
-from nemo_comat.describe import describe_steps
+from nemo_comat.description import describe_steps
 from nemo_comat.manifest import manifest_paths
 
 # the other methods' own papers, by the option that stands for them

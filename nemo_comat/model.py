@@ -17,6 +17,8 @@ from nemo_comat.cache import build_teacher
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config
+from nemo_comat.description import describe
+from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.plot import Alignment
 from nemo_comat.teacher import Pending, reference_texts
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
@@ -84,6 +86,16 @@ class ComatMixin:
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
 
+    def configure_callbacks(self):
+        """As Lightning's, and the pictures of alignments."""
+        ours = [] if self.comat is None else [AlignmentPictures(self._cfg.comat.pictures)]
+        return [*super().configure_callbacks(), *ours]
+
+    def on_train_start(self):
+        """As NeMo's; says in the log what will be learnt from where."""
+        logging.info(describe(self))
+        super().on_train_start()
+
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
@@ -112,6 +124,7 @@ class ComatMixin:
             train_ctc_loss=ctc_loss,
             train_transfer_loss=transfer,
             train_active_fraction=output.active.float().mean(),
+            train_alignment_score=output.alignment_score,
             train_text_too_long=teacher.too_long.float().sum(),
             comat_weight=weight,
         )
@@ -161,7 +174,10 @@ class ComatMixin:
     def _reference_texts(self, transcript, transcript_len):
         return reference_texts(self.tokenizer, transcript, transcript_len)
 
-    @torch.no_grad()
+    def reads_at_once(self, transcript, transcript_len):
+        """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
+        return [self._teacher.reads_at_once(text) for text in self._reference_texts(transcript, transcript_len)]
+
     def align_text(self, audio, text):
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
@@ -179,35 +195,55 @@ class ComatMixin:
         samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
         signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
         ids = torch.tensor([self.tokenizer.text_to_ids(text)], dtype=torch.int64, device=self.device)
-        mode, _ = self.training, self.eval()
-        try:
-            with captured(**self._watched()) as seen:
-                self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
-            ids_len = torch.tensor([ids.shape[1]], device=self.device)
-            output = self._comat_output(seen, ids, ids_len, self._teacher_output(ids, ids_len))
-        finally:
-            self.train(mode)
+        lengths = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
+        output, features = self._align(signal, next(lengths), ids, next(lengths))
         if not output.active[0]:
             raise ValueError(
                 f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
                 f"{output.score.shape[2]} tokens; is the text what is said?"
             )
-        return self._describe_alignment(output, text)
+        return self._read_alignment(output, features, 0, text)
 
-    def _describe_alignment(self, output, text):
-        segs, tokens = int(output.compressed.seg_len[0]), int(output.text_len[0])
-        seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
-        frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
+    def alignments(self, signal, signal_len, transcript, transcript_len):
+        """Aligns each row of a batch, to look at.
+
+        Args:
+            signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
+        Returns:
+            list of nemo_comat.plot.Alignment, None for a row that has none.
+        """
+        output, features = self._align(signal, signal_len, transcript, transcript_len)
+        texts = enumerate(self._reference_texts(transcript, transcript_len))
+        return [self._read_alignment(output, features, i, t) if output.active[i] else None for i, t in texts]
+
+    @torch.no_grad()
+    def _align(self, signal, signal_len, transcript, transcript_len):
+        mode, _ = self.training, self.eval()
+        try:
+            with captured(**self._watched(), features=self.preprocessor) as seen:
+                self.forward(input_signal=signal, input_signal_length=signal_len)
+            teacher = self._teacher_output(transcript, transcript_len)
+            return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
+        finally:
+            self.train(mode)
+
+    def _read_alignment(self, output, features, row, text):
+        segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
+        stride = self._cfg.preprocessor.window_stride
+        seconds = stride * self.encoder.subsampling_factor
+        frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         pieces = [*self.tokenizer.ids_to_tokens(list(range(self.tokenizer.vocab_size))), "blank", ""]
         return Alignment(
-            score=output.score[0, :segs, :tokens].cpu(),
-            path=output.path[0, :segs].cpu(),
+            score=output.score[row, :segs, :tokens].cpu(),
+            path=output.path[row, :segs].cpu(),
             tokens=self._teacher.tokens(text),
-            labels=[pieces[i] for i in output.compressed.seg_label[0, :segs].tolist()],
+            labels=[pieces[i] for i in output.compressed.seg_label[row, :segs].tolist()],
             spans=[
                 (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
             ],
+            features=features[0][row, :, : int(features[1][row])].float().cpu(),
+            frame_seconds=stride,
         )
 
     def load_state_dict(self, state_dict, strict=True, *args, **kwargs):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
+from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.transfer import Projection, TransferLoss
 
 
@@ -44,6 +45,7 @@ def test_defaults_are_filled_in():
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
+        ({"pictures": -1}, "pictures must be 0 or more, got -1"),
         ({"projection": {"depth": 0}}, "projection.depth must be 1 or more"),
         ({"teacher": {"max_length": 0}}, "teacher.max_length must be 1 or more"),
         ({"teacher": "bert"}, "model.comat.teacher must be a block with the keys name, .* got 'bert'"),
@@ -67,6 +69,10 @@ def test_mistakes_get_one_sentence(block, message):
 def test_keys_are_constructor_arguments(schema, built):
     arguments = {key for cls in built for key in signature(cls).parameters}
     assert {f.name for f in fields(schema)} <= arguments
+
+
+def test_pictures_is_an_argument_with_its_default():
+    assert signature(AlignmentPictures).parameters["pictures"].default == config.ComatConfig().pictures
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,17 @@ import math
 import sys
 from pathlib import Path
 
+from soundfile import LibsndfileError
+
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
+from nemo_comat.export import check_nemo_file
 
 
 def draw(args):
     """Writes the picture; raises ValueError, TeacherError or ImportError in one sentence where it cannot."""
-    for file, kind in ((args.model, "a .nemo file"), (args.audio, "an audio file")):
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; give {kind}.")
+    check_nemo_file(args.model)
+    if not args.audio.is_file():
+        raise ValueError(f"{args.audio} does not exist; give an audio file.")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"Folder {args.out.parent} does not exist; make it, or give another --out.")
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
@@ -47,7 +50,7 @@ def main():
     args = parse_args()
     try:
         draw(args)
-    except (ValueError, TeacherError, ImportError) as error:
+    except (ValueError, TeacherError, ImportError, LibsndfileError) as error:
         sys.exit(str(error))
     print(f"written: {args.out}")
 

@@ -42,6 +42,19 @@ class ExportError(ValueError):
     """What was asked for cannot be exported; the message says what came and what to do."""
 
 
+def check_nemo_file(file):
+    """Raises ExportError where a path is not a ``.nemo`` file's.
+
+    Args:
+        file: path.
+    Raises:
+        ExportError: there is no such file, or it is another kind of file.
+    """
+    if not Path(file).is_file() or not tarfile.is_tarfile(file):
+        found = "is no archive" if Path(file).exists() else "does not exist"
+        raise ExportError(f"{file} {found}; give a .nemo file.")
+
+
 def plain_model(file):
     """The plain CTC model in a ``.nemo`` file, as NeMo alone opens it: a class of NeMo's, none of our weights or keys.
 
@@ -52,9 +65,7 @@ def plain_model(file):
     Raises:
         ExportError: there is no such file, or it is another kind of file.
     """
-    if not Path(file).is_file() or not tarfile.is_tarfile(file):
-        found = "is no archive" if Path(file).exists() else "does not exist"
-        raise ExportError(f"{file} {found}; give a .nemo file.")
+    check_nemo_file(file)
     return ASRModel.restore_from(str(file), map_location="cpu").eval()
 
 

@@ -93,7 +93,7 @@ def plot_utterance(alignment, file, *, title=""):
         mel.tick_params(labelbottom=False)
         # rows of one scale: the last may end early
         mel.set_xlim(start, start + max(b - a for a, b in rows))
-    figure.axes[-1].set_xlabel("time in seconds; 0.87 below a token is the mean cosine of its segments with it")
+    figure.axes[-1].set_xlabel("time in seconds; the number below a token is the mean cosine of its segments with it")
     figure.suptitle(_text(textwrap.fill(title, 120)), fontsize=FONT + 2.5)
     figure.savefig(file, dpi=DPI)
 

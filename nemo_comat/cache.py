@@ -279,6 +279,10 @@ class CachedTeacher:
         """As `Teacher.tokens`."""
         return self.teacher.tokens(text)
 
+    def reads_at_once(self, text):
+        """As `Teacher.reads_at_once`: where the cache has the text."""
+        return self.cache.get(text) is not None
+
     def encode(self, texts, device="cpu"):
         """As `Teacher.encode`; `lacking` counts the texts that the cache does not have."""
         device = torch.device(device)

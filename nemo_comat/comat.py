@@ -34,6 +34,13 @@ class ComatOutput(NamedTuple):
     path: torch.Tensor
     compressed: Compressed
 
+    @property
+    def alignment_score(self):
+        """Scalar, the mean over active rows' segments of score[b, s, path[b, s]]; 0 where no row is active."""
+        along = self.score.gather(2, self.path.clamp(min=0).long()[..., None])[..., 0]
+        aligned = self.path >= 0
+        return torch.where(aligned, along, 0).sum() / aligned.sum().clamp(min=1)
+
 
 class CompressAlignTransfer(nn.Module):
     """The loss that pulls an encoder's segments to a language model's token embeddings.

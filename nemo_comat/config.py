@@ -77,11 +77,15 @@ class TransferConfig:
 
 @dataclass
 class ComatConfig:
-    """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames."""
+    """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
+
+    `pictures` is the argument of `nemo_comat.pictures.AlignmentPictures`.
+    """
 
     weight: float = 0.3
     warmup_steps: int = 0
     encoder_layer: int | None = None
+    pictures: int = 2
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
@@ -156,6 +160,7 @@ def _check_values(cfg):
     _at_least(cfg.compress.heads, 1, "compress.heads")
     _at_least(cfg.align.iterations, 1, "align.iterations")
     _at_least(cfg.warmup_steps, 0, "warmup_steps")
+    _at_least(cfg.pictures, 0, "pictures")
     _at_least(cfg.projection.depth, 1, "projection.depth")
     for key in ("teacher.max_length", "projection.dim"):
         if OmegaConf.select(cfg, key) is not None:

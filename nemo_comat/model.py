@@ -18,6 +18,8 @@ from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
+from nemo_comat.description import describe
+from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.plot import Alignment
 from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
 from nemo_comat.teacher import Pending
@@ -101,6 +103,16 @@ class ComatMixin:
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
+    def configure_callbacks(self):
+        """As Lightning's, and the pictures of alignments."""
+        ours = [] if self.comat is None else [AlignmentPictures(self._cfg.comat.pictures)]
+        return [*super().configure_callbacks(), *ours]
+
+    def on_train_start(self):
+        """As NeMo's; says in the log what will be learnt from where."""
+        logging.info(describe(self))
+        super().on_train_start()
+
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
@@ -134,6 +146,7 @@ class ComatMixin:
             train_ctc_loss=ctc_loss,
             train_transfer_loss=transfer,
             train_active_fraction=output.active.float().mean(),
+            train_alignment_score=output.alignment_score,
             train_text_too_long=teacher.too_long.float().sum(),
             train_bad_audio=bad_audio.float().sum(),
             comat_weight=weight,
@@ -205,9 +218,16 @@ class ComatMixin:
     def _reference_texts(self, transcript, transcript_len, samples=None):
         if self._reads_manifest:
             return manifest_texts(self._train_dl, samples)
+        return self.transcript_texts(transcript, transcript_len)
+
+    def transcript_texts(self, transcript, transcript_len):
+        """Texts of a batch's transcripts [B, U] of so many tokens [B], as the recogniser gives them back: list of str."""
         return reference_texts(self._text_tokenizer(), transcript, transcript_len)
 
-    @torch.no_grad()
+    def reads_at_once(self, transcript, transcript_len):
+        """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
+        return [self._teacher.reads_at_once(text) for text in self.transcript_texts(transcript, transcript_len)]
+
     def align_text(self, audio, text):
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
@@ -225,37 +245,59 @@ class ComatMixin:
         samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
         signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
         ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
-        mode, _ = self.training, self.eval()
-        try:
-            with captured(**self._watched()) as seen:
-                self.forward(input_signal=signal, input_signal_length=torch.tensor([signal.shape[1]]).to(signal.device))
-            ids_len = torch.tensor([ids.shape[1]], device=self.device)
-            read = manifest_text([text]) if self._reads_manifest else self._reference_texts(ids, ids_len)[0]
-            output = self._comat_output(seen, ids, ids_len, self._teacher.encode([read], self.device))
-        finally:
-            self.train(mode)
+        signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
+        read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
+        output, features = self._align(signal, signal_len, ids, ids_len, [read])
         if not output.active[0]:
             raise ValueError(
                 f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
                 f"{output.score.shape[2]} tokens; is the text what is said?"
             )
-        return self._describe_alignment(output, self._teacher.tokens(read))
+        return self._read_alignment(output, features, 0, read)
 
-    def _describe_alignment(self, output, tokens):
-        segs = int(output.compressed.seg_len[0])
-        seconds = self._cfg.preprocessor.window_stride * self.encoder.subsampling_factor
-        frames = [(output.compressed.seg_of_frame[0] == s).nonzero()[:, 0] for s in range(segs)]
+    def alignments(self, signal, signal_len, transcript, transcript_len):
+        """Aligns each row of a batch, to look at.
+
+        Args:
+            signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
+        Returns:
+            list of nemo_comat.plot.Alignment, None for a row that has none.
+        """
+        texts = self.transcript_texts(transcript, transcript_len)
+        output, features = self._align(signal, signal_len, transcript, transcript_len, texts)
+        return [
+            self._read_alignment(output, features, i, text) if output.active[i] else None for i, text in enumerate(texts)
+        ]
+
+    @torch.no_grad()
+    def _align(self, signal, signal_len, transcript, transcript_len, texts):
+        mode, _ = self.training, self.eval()
+        try:
+            with captured(**self._watched(), features=self.preprocessor) as seen:
+                self.forward(input_signal=signal, input_signal_length=signal_len)
+            teacher = self._teacher.encode(texts, signal.device)
+            return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
+        finally:
+            self.train(mode)
+
+    def _read_alignment(self, output, features, row, text):
+        segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
+        stride = self._cfg.preprocessor.window_stride
+        seconds = stride * self.encoder.subsampling_factor
+        frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         tokenizer = self._text_tokenizer()
         pieces = [*tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size))), "blank", ""]
         return Alignment(
-            score=output.score[0, :segs, : len(tokens)].cpu(),
-            path=output.path[0, :segs].cpu(),
-            tokens=tokens,
-            labels=[pieces[i] for i in output.compressed.seg_label[0, :segs].tolist()],
+            score=output.score[row, :segs, :tokens].cpu(),
+            path=output.path[row, :segs].cpu(),
+            tokens=self._teacher.tokens(text),
+            labels=[pieces[i] for i in output.compressed.seg_label[row, :segs].tolist()],
             spans=[
                 (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
             ],
+            features=features[0][row, :, : int(features[1][row])].float().cpu(),
+            frame_seconds=stride,
         )
 
     def load_state_dict(self, state_dict, strict=True, *args, **kwargs):

@@ -232,8 +232,13 @@ class Teacher:
             raise TeacherError(f"Teacher {self.name!r} ({where}) cannot be loaded: {reason} {OFFLINE_HELP}") from error
 
     def tokens(self, text):
-        """Text's tokens as strings, special ones dropped, as `encode` embeds them."""
-        return self.tokenizer.convert_ids_to_tokens(self.encode([text]).token_id[0].tolist())
+        """Text's tokens as strings, special ones dropped, as `encode` embeds them; loads no weights."""
+        (kept,), (ids,), _ = self._token_ids([text])
+        return self.tokenizer.convert_ids_to_tokens(ids[kept].tolist())
+
+    def reads_at_once(self, text):
+        """Whether `encode` needs to load no weights that training does without: always."""
+        return True
 
     def encode(self, texts, device="cpu"):
         """Embeds a batch of texts; equal texts are embedded once, and texts seen lately not again.

@@ -67,7 +67,7 @@ def written(manifest, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base_cfg(manifest):
-    """What `small_cfg` is a copy of, for fixtures that several tests share."""
+    """What `small_cfg` is a copy of, for fixtures that several tests share; not to be changed."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)

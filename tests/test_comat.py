@@ -153,6 +153,22 @@ def test_the_quantity_loss_is_added_to_active_rows():
     assert with_it.loss[2] == 0 and with_it.compressed.loss[2] == 0
 
 
+@every_method
+def test_alignment_score_is_the_mean_cosine_along_the_path_by_method(methods):
+    args, module = batch(), build(methods=methods)
+    args[0].data[1, 3] = float("nan")  # this row leaves, and its score with it
+    out = module(*args)
+    vectors, along = module.projection(out.compressed.segments), []
+    for row in (0, 3, 4):
+        for s, n in enumerate(out.path[row].tolist()):
+            if active_rows(methods)[row] and n >= 0:
+                along.append(torch.cosine_similarity(vectors[row, s], args[-1].embeddings[row, n], dim=0))
+    assert out.alignment_score.item() == pytest.approx(torch.stack(along).mean().item(), abs=1e-5)
+    assert not out.alignment_score.requires_grad
+    nothing = module(*args[:-1], args[-1]._replace(text_len=torch.zeros(5, dtype=torch.int64)))
+    assert nothing.alignment_score == 0
+
+
 def test_one_to_one_pulls_each_segment_to_its_own_token():
     args, module = batch(), build(methods=("attention", "one_to_one"))
     out = module(*args)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.cache import build_teacher
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
+from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.transfer import Projection, TransferLoss
 
 
@@ -46,6 +47,7 @@ def test_defaults_are_filled_in():
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
+        ({"pictures": -1}, "pictures must be 0 or more, got -1"),
         ({"projection": {"depth": 0}}, "projection.depth must be 1 or more"),
         ({"teacher": {"max_length": 0}}, "teacher.max_length must be 1 or more"),
         ({"teacher": "bert"}, "model.comat.teacher must be a block with the keys name, .* got 'bert'"),
@@ -75,6 +77,10 @@ def test_one_key_of_the_teacher_is_no_argument_but_what_the_model_gives_it_to_re
     block = config.read_comat_config({"teacher": {"text": "manifest"}}).teacher
     assert set(block) - set(config.teacher_arguments(block)) == {"text"}
     assert isinstance(build_teacher(**config.teacher_arguments(block)), Teacher)
+
+
+def test_pictures_is_an_argument_with_its_default():
+    assert signature(AlignmentPictures).parameters["pictures"].default == config.ComatConfig().pictures
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Copies(TorchDispatchMode):
 
 
 def one_step(compress, align, transfer):
-    """The module and a call of its loss and backward."""
+    """The module and a call of its loss, what is logged of it, and backward."""
     there = dict(device="meta")
     comat = CompressAlignTransfer(
         D, V - 1, compress=compress, align={"backend": "torch", **align}, projection={"dim": DIM}, transfer=transfer
@@ -60,7 +60,13 @@ def one_step(compress, align, transfer):
         torch.zeros(B, dtype=torch.bool, **there),
     )
     targets = torch.zeros(B, U, dtype=torch.int64, **there)
-    return comat, lambda: comat(hidden, frame_len, log_probs, targets, target_len, teacher).loss.sum().backward()
+
+    def step():
+        output = comat(hidden, frame_len, log_probs, targets, target_len, teacher)
+        assert output.alignment_score.shape == ()
+        output.loss.sum().backward()
+
+    return comat, step
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

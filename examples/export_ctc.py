@@ -1,0 +1,69 @@
+"""Leaves nemo_comat: writes the plain CTC model in a .nemo file, which NeMo opens without this package.
+
+    python examples/export_ctc.py MODEL.nemo my_asr/my_asr.nemo
+    python examples/export_ctc.py MODEL.nemo my_asr/my_asr.nemo --onnx --torchscript    # my_asr.onnx, my_asr.ts too
+    python examples/export_ctc.py MODEL.nemo my_asr/my_asr.nemo --card --wer "dev: 12.3" \
+        --wer runs/comat/seed1/test.json --license cc-by-4.0 --language en --dataset openslr/librispeech_asr
+
+With --card the folder is ready for a hub: the model, its graphs and a README.md with the hub's metadata. Nothing is
+sent. The graphs take log-mel features [B, F, T] and their lengths [B], and give log-probabilities [B, T, V], the blank
+last.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+
+
+def export(args):
+    """Writes what the command line asks for; returns the files written."""
+    card = args.out.parent / "README.md"
+    if args.out.suffix != ".nemo":
+        raise ExportError(f"OUT must end in .nemo, got {args.out}.")
+    if args.card and card.exists():
+        raise ExportError(f"{card} exists already; remove it, or give OUT in a folder of its own.")
+    wer = [read_word_error_rate(given) for given in args.wer]
+    model = plain_model(args.model)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    model.save_to(str(args.out))
+    written = [args.out]
+    if args.card:
+        options = dict(wer=wer, license=args.license, language=args.language, datasets=args.dataset)
+        model_card(model, comat_block(args.model), args.out.stem, **options).save(card)
+        written.append(card)
+    # last: NeMo's export changes the model
+    for suffix in [".onnx"] * args.onnx + [".ts"] * args.torchscript:
+        written.append(args.out.with_suffix(suffix))
+        model.export(str(written[-1]))
+    return written
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description="Write the plain CTC model of a .nemo file.")
+    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
+    parser.add_argument("out", type=Path, metavar="OUT.nemo", help="its folder is made where it is missing")
+    parser.add_argument("--onnx", action="store_true", help="OUT.onnx beside it")
+    parser.add_argument("--torchscript", action="store_true", help="OUT.ts beside it")
+    parser.add_argument("--card", action="store_true", help="README.md beside it, a model card as the hub has them")
+    parser.add_argument("--wer", action="append", default=[], help='"NAME: PERCENT", or a file of score.py; repeatable')
+    parser.add_argument("--license", help="as the hub names it, such as apache-2.0 or cc-by-4.0")
+    parser.add_argument("--language", action="append", default=[], help="code, such as en; repeatable")
+    parser.add_argument("--dataset", action="append", default=[], help="hub name of training data; repeatable")
+    args = parser.parse_args(arguments)
+    if not args.card and (args.wer or args.license or args.language or args.dataset):
+        parser.error("--wer, --license, --language and --dataset go into the model card; give --card too.")
+    return args
+
+
+def main():
+    try:
+        written = export(parse_args())
+    except ExportError as error:
+        sys.exit(str(error))
+    print("\n".join(f"written: {file}" for file in written))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
+
+from nemo_comat.compress import BLANKS, LABELS, POOLS
+
+COMPRESS = {
+    "ctc": "a segment for each run of frames with one label of {labels}, blanks {blanks}, {pool} of its frames",
+    "cif": "continuous integrate-and-fire makes a segment for each token; {quantity_weight:g} * quantity loss",
+    "attention": "a positional query for each token attends to the frames, with {heads} heads",
+    "none": "each frame is a segment",
+}
+ALIGN = {
+    "monotonic": "monotonic alignment search on cosines: in order, a token for each segment, none left out",
+    "one_to_one": "segment n with token n",
+    "sinkhorn": "a soft plan by optimal transport, epsilon {epsilon:g}, {iterations} iterations of Sinkhorn's",
+}
+TRANSFER = {
+    "cosine": "1 - cosine with each token's embedding",
+    "mse": "mean squared difference from each token's embedding",
+    "contrastive": "contrastive loss with each token's embedding, temperature {temperature:g}",
+}
+# of each option of compress, in words
+OPTIONS = {
+    "labels": dict(zip(LABELS, ("the model's greedy output", "the reference's CTC Viterbi path"), strict=True)),
+    "blanks": dict(zip(BLANKS, ("dropped", "kept"), strict=True)),
+    "pool": dict(zip(POOLS, ("mean", "mean by posterior", "softmax-weighted mean"), strict=True)),
+}
+
+
+def describe(model):
+    """What a model of ours learns from where while it trains, and that inference is unchanged; loads no teacher.
+
+    Args:
+        model: `ComatCTCModelBPE`, or another model with `ComatMixin`.
+    Returns:
+        str of a few lines.
+    """
+    block = model.cfg.get("comat")
+    if block is None or not block.weight:
+        return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains plain CTC."
+    steps = describe_steps(block)
+    return "\n".join(
+        [
+            "COMAT: while it trains, the encoder learns from a frozen language model.",
+            f"  teacher    {steps['teacher']}, width {block.projection.dim}; it reads the reference texts",
+            f"  compress   {_frames(model)}: {steps['compress']}",
+            f"  align      {steps['align']}",
+            f"  transfer   {_projection(model)}: {steps['transfer']}",
+            f"  loss       {_loss(block)}",
+            "  inference  unchanged, plain CTC: teacher, alignment and projection take no part",
+        ]
+    )
+
+
+def describe_steps(block):
+    """The parts of a complete ``comat`` block in words.
+
+    Args:
+        block: DictConfig as `nemo_comat.config.read_comat_config` gives it.
+    Returns:
+        dict from "teacher", "compress", "align" and "transfer" to str.
+    """
+    words = {key: words[block.compress[key]] for key, words in OPTIONS.items()}
+    # a teacher given as a folder is called by the folder's name: where it lay is nobody's business
+    name = str(block.teacher.name).rstrip("/")
+    name = name.split("/")[-1] if name.startswith(("/", "~", ".")) else name
+    return {
+        "teacher": f"{name}, {_layers(block.teacher.layers)}",
+        "compress": COMPRESS[block.compress.method].format(**{**block.compress, **words}),
+        "align": ALIGN[block.align.method].format(**block.align),
+        "transfer": TRANSFER[block.transfer.loss].format(**block.transfer),
+    }
+
+
+def _layers(layers):
+    if not isinstance(layers, int):
+        return f"mean of layers {', '.join(str(layer) for layer in layers)}"
+    return {-1: "last layer", 0: "word embeddings"}.get(layers, f"layer {layers}")
+
+
+def _frames(model):
+    stride, factor = model.cfg.preprocessor.get("window_stride"), getattr(model.encoder, "subsampling_factor", None)
+    return f"frames of {1000 * stride * factor:g} ms" if stride and factor else "frames"
+
+
+def _projection(model):
+    block = model.cfg.comat
+    layer = "last frames" if block.encoder_layer is None else f"layer {block.encoder_layer}"
+    first = model.comat.projection.layers[0]
+    depth = "a linear layer" if block.projection.depth == 1 else f"{block.projection.depth} layers with GELU"
+    return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"
+
+
+def _loss(block):
+    warmup = f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""
+    return f"CTC + {block.weight:g} * transfer{warmup}"

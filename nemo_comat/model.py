@@ -221,7 +221,7 @@ class ComatMixin:
         return self.transcript_texts(transcript, transcript_len)
 
     def transcript_texts(self, transcript, transcript_len):
-        """Texts of a batch's transcripts [B, U] of so many tokens [B], as the recogniser gives them back: list of str."""
+        """Texts of a batch's transcripts [B, U] with lengths [B], as the recogniser gives them back: list of str."""
         return reference_texts(self._text_tokenizer(), transcript, transcript_len)
 
     def reads_at_once(self, transcript, transcript_len):
@@ -265,9 +265,8 @@ class ComatMixin:
         """
         texts = self.transcript_texts(transcript, transcript_len)
         output, features = self._align(signal, signal_len, transcript, transcript_len, texts)
-        return [
-            self._read_alignment(output, features, i, text) if output.active[i] else None for i, text in enumerate(texts)
-        ]
+        active = output.active.tolist()
+        return [self._read_alignment(output, features, i, t) if active[i] else None for i, t in enumerate(texts)]
 
     @torch.no_grad()
     def _align(self, signal, signal_len, transcript, transcript_len, texts):

@@ -1,5 +1,6 @@
 """The script that draws one utterance: what it draws of which model, and one sentence for every mistake."""
 
+import copy
 import importlib.util
 import json
 import sys

@@ -42,7 +42,7 @@ def exported(shared_cfg, script, tmp_path_factory):
     wer, known = ["--wer", "dev: 12.3", "--wer", str(folder / "test.json")], ["--language", "en", "--license", "mit"]
     arguments = [str(folder / "dual.nemo"), str(folder / "out" / "asr.nemo"), "--onnx", "--torchscript", "--card"]
     script.export(script.parse_args([*arguments, *wer, *known, "--dataset", "openslr/librispeech_asr"]))
-    files = [str(CORPUS / "heldout" / f"000{number}.opus") for number in (1, 2)]
+    files = [str(CORPUS / "heldout" / f"000{number}.ogg") for number in (1, 2)]
     signals = [torch.tensor(AudioSegment.from_file(file, target_sr=16000).samples) for file in files]
     signal = torch.nn.utils.rnn.pad_sequence(signals, batch_first=True).float()
     with torch.no_grad():

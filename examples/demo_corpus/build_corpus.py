@@ -8,7 +8,7 @@ level and a little background noise, and is stored as 16 kHz mono Ogg Opus::
     python examples/demo_corpus/build_corpus.py                      # rebuild in place
     python examples/demo_corpus/build_corpus.py --out my_corpus      # or elsewhere
 
-Files written under ``--out``: ``train/NNNN.opus``, ``heldout/NNNN.opus``, the manifests ``train.json`` and
+Files written under ``--out``: ``train/NNNN.ogg``, ``heldout/NNNN.ogg``, the manifests ``train.json`` and
 ``heldout.json`` (audio paths relative to the manifest), and ``tokenizer/`` by ``examples/build_tokenizer.py``.
 
 Everything random is drawn from ``--seed``: two runs give the same manifests, tokenizer and decoded samples. The

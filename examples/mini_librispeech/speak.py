@@ -69,7 +69,7 @@ def speak(tts, pieces, minutes, split, out, seed):
         for number, text in enumerate(pieces):
             if seconds >= 60 * minutes:
                 break
-            relative = f"{split}/{number:05d}.opus"
+            relative = f"{split}/{number:05d}.ogg"
             # a stream of its own for each utterance: a longer corpus begins with the shorter one
             audio = synthesise(tts, text, np.random.default_rng([seed, len(split), number]), SPEED_RANGE)
             duration = write_opus(out / relative, audio)

@@ -31,6 +31,7 @@ _HOME = {
     "plot_alignment": "plot",
     "plot_utterance": "plot",
     "quantity_loss": "cif",
+    "segment_log_softmax": "align",
     "sinkhorn": "transport",
     "token_average": "transfer",
     "transfer_loss": "transfer",

@@ -2,7 +2,8 @@
 
 `monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see align_cuda.py), `cpu` (numba,
 serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
-`one_to_one_align` is for as many segments as tokens, and needs no search; a soft alignment is in transport.py.
+`segment_log_softmax` makes of similarities what the search should maximise. `one_to_one_align` is for as many segments
+as tokens, and needs no search; a soft alignment is in transport.py.
 """
 
 import numpy as np
@@ -123,6 +124,26 @@ def _align_batch(score, seg_len, text_len, path):
 COMPUTE = {"cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
 
 
+def segment_log_softmax(score, seg_len, *, temperature=0.1):
+    """How well each segment fits a token beside the utterance's other segments: log softmax over s of score[s,n] / T.
+
+    A path adds a token's score once for each of its segments, so a token that is similar to everything, as frequent
+    words are, would draw in all segments that the order allows. Here each token's scores sum to one, whatever it is.
+
+    Args:
+        score: [B, S, N] similarity, any float dtype; NaN stays NaN and counts in no sum.
+        seg_len: [B] valid segments.
+        temperature: T, above 0; the lower, the less a token's second-best segments count.
+    Returns:
+        [B, S, N] float32; -inf on segments beyond seg_len.
+    Source: ours.
+    """
+    inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
+    score = score.float() / temperature
+    counted = score.masked_fill(~inside[..., None] | score.isnan(), NEG_INF)
+    return torch.where(score.isnan(), score, counted.log_softmax(1))
+
+
 def one_to_one_align(score, seg_len, text_len):
     """Segment n belongs to token n.
 
@@ -148,15 +169,16 @@ def one_to_one_align(score, seg_len, text_len):
 
 
 class MonotonicAligner(nn.Module):
-    """`monotonic_align` with its backend kept; no parameters.
+    """`monotonic_align` with its options kept; no parameters.
 
     Args:
         backend: as in `monotonic_align`.
+        temperature: of `segment_log_softmax`, which is aligned; None aligns the score itself.
     """
 
-    def __init__(self, backend="auto"):
+    def __init__(self, backend="auto", temperature=0.1):
         super().__init__()
-        self.backend = backend
+        self.backend, self.temperature = backend, temperature
 
     def forward(self, score, seg_len, text_len):
         """Which token each segment belongs to.
@@ -168,10 +190,12 @@ class MonotonicAligner(nn.Module):
             path [B, S] int32 token per segment, -1 for none; and plan [B, S, N], the weight of each segment in each
             token's mean, or None where the path says it all. A row that cannot be aligned has neither.
         """
+        if self.temperature is not None:
+            score = segment_log_softmax(score, seg_len, temperature=self.temperature)
         return monotonic_align(score, seg_len, text_len, backend=self.backend), None
 
     def extra_repr(self):
-        return f"backend={self.backend!r}"
+        return f"backend={self.backend!r}, temperature={self.temperature!r}"
 
 
 class OneToOneAligner(nn.Module):

@@ -55,6 +55,7 @@ class AlignConfig:
 
     method: str = "monotonic"
     backend: str = "auto"
+    temperature: float | None = 0.1
     epsilon: float = 0.05
     iterations: int = 50
 
@@ -162,6 +163,8 @@ def _check_values(cfg):
     _at_least(cfg.warmup_steps, 0, "warmup_steps")
     _at_least(cfg.pictures, 0, "pictures")
     _at_least(cfg.projection.depth, 1, "projection.depth")
+    if cfg.align.temperature is not None and not cfg.align.temperature > 0:
+        raise ConfigError(f"model.comat.align.temperature must be above 0, or null, got {cfg.align.temperature}.")
     for key in ("teacher.max_length", "projection.dim"):
         if OmegaConf.select(cfg, key) is not None:
             _at_least(OmegaConf.select(cfg, key), 1, key)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_comat import monotonic_align, one_to_one_align
+from nemo_comat import monotonic_align, one_to_one_align, segment_log_softmax
+from nemo_comat.align import MonotonicAligner
 
 BACKENDS = ["cpu", "torch"]
 INF = float("inf")
@@ -241,3 +242,39 @@ def test_unsigned_lengths(dtype):
 def test_lengths_that_are_no_integers_are_refused(dtype):
     with pytest.raises(ValueError, match=r"seg_len must be integers \[1\], got"):
         monotonic_align(torch.zeros(1, 1, 1), lengths(1).to(dtype), lengths(1))
+
+
+def test_segment_log_softmax_by_hand():
+    # exp(score / 0.5) is 1, 3, 4 and 1, 1, 2 and what is not counted: beyond the length, and NaN
+    score = 0.5 * torch.tensor([[1.0, 1.0], [3.0, 1.0], [4.0, 2.0], [9.0, 9.0]]).log()[None]
+    score[0, 3, 1] = torch.nan
+    shares = segment_log_softmax(score, torch.tensor([3]), temperature=0.5).exp()[0]
+    torch.testing.assert_close(shares[:3], torch.tensor([[1 / 8, 1 / 4], [3 / 8, 1 / 4], [4 / 8, 1 / 2]]))
+    assert shares[3, 0] == 0 and shares[3, 1].isnan()
+    score[0, 1, 0] = torch.nan
+    shares = segment_log_softmax(score.half(), torch.tensor([3]), temperature=0.5).exp()[0]
+    torch.testing.assert_close(shares[[0, 2], 0], torch.tensor([1 / 5, 4 / 5]), rtol=1e-3, atol=0)
+    assert shares.dtype == torch.float32 and shares[1, 0].isnan()
+
+
+def test_a_token_that_is_like_everything_does_not_draw_all_segments():
+    # three segments for each token; the one in the middle is a frequent word, nearer to every segment than their own
+    own = torch.eye(3).repeat_interleave(3, 0)
+    score = (0.3 * own + torch.tensor([0.0, 0.5, 0.0]))[None]
+    lengths = torch.tensor([9]), torch.tensor([3])
+    assert monotonic_align(score, *lengths).tolist() == [[0, 1, 1, 1, 1, 1, 1, 1, 2]]
+    for aligner, wanted in (
+        (MonotonicAligner(), [0, 0, 0, 1, 1, 1, 2, 2, 2]),
+        (MonotonicAligner(temperature=None), [0, 1, 1, 1, 1, 1, 1, 1, 2]),
+    ):
+        path, plan = aligner(score, *lengths)
+        assert path.tolist() == [wanted] and plan is None
+
+
+def test_the_aligner_does_not_see_padding():
+    score = torch.randn(3, 8, 4)
+    lengths = torch.tensor([8, 6, 3]), torch.tensor([4, 2, 3])
+    path = MonotonicAligner()(score, *lengths)[0]
+    for row, (segs, tokens) in enumerate(zip(*lengths)):
+        alone = MonotonicAligner()(score[row : row + 1, :segs, :tokens], segs[None], tokens[None])[0]
+        assert path[row].tolist() == alone[0].tolist() + [-1] * (8 - int(segs))

@@ -19,7 +19,7 @@ def test_defaults_are_filled_in():
     assert block.compress == dict(
         method="ctc", labels="forced", blanks="drop", pool="avg", quantity_weight=1.0, heads=4
     )
-    assert block.align == dict(method="monotonic", backend="auto", epsilon=0.05, iterations=50)
+    assert block.align == dict(method="monotonic", backend="auto", temperature=0.1, epsilon=0.05, iterations=50)
     assert OmegaConf.is_config(block) and "surprise" not in block
 
 
@@ -37,6 +37,7 @@ def test_defaults_are_filled_in():
         ({"compress": {"heads": 0}}, "compress.heads must be 1 or more, got 0"),
         ({"align": {"method": "dtw"}}, "align.method must be one of monotonic, one_to_one, sinkhorn; got 'dtw'"),
         ({"align": {"epsilon": 0}}, "align.epsilon must be above 0, got 0"),
+        ({"align": {"temperature": 0}}, "align.temperature must be above 0, or null, got 0"),
         ({"align": {"iterations": 0}}, "align.iterations must be 1 or more, got 0"),
         ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
         ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive; got 'l1'"),

@@ -79,6 +79,12 @@ def base_cfg(manifest):
     return cfg
 
 
+@pytest.fixture(scope="session")
+def shared_cfg(base_cfg):
+    """Its model config, not to be changed."""
+    return base_cfg.model
+
+
 @pytest.fixture
 def small_cfg(base_cfg):
     """model config of a Conformer-CTC with 2 layers, as conf/conformer_ctc_comat.yaml gives it."""

@@ -18,6 +18,7 @@ RECIPE = ROOT / "examples" / "mini_librispeech"
 CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
+import alignments  # noqa: E402
 import gradients  # noqa: E402
 import prepare  # noqa: E402
 import probe  # noqa: E402
@@ -28,6 +29,7 @@ import speak  # noqa: E402
 import train  # noqa: E402
 
 from nemo_comat import Teacher  # noqa: E402
+from nemo_comat.plot import Alignment  # noqa: E402
 
 TINY = [
     "model.encoder.n_layers=2",
@@ -225,6 +227,27 @@ def test_pieces_find_the_teachers_tokens_by_their_letters():
     offsets = [(0, 3), (4, 8), (8, 10), (11, 13)]
     pieces = ["▁th", "e", "▁", "pl", "ay", "ed", "▁o", "x"]
     assert probe.token_of_pieces(pieces, offsets) == [0, 0, 1, 1, 1, 2, 3, 3]
+
+
+def test_alignments_are_checked_by_words(tmp_path):
+    tokens, labels = ["the", "play", "##ed", "ox"], ["▁the", "▁", "pl", "ay", "ed", "▁o", "x"]
+    assert alignments.words_of_tokens(tokens, "the played ox") == [0, 1, 1, 2]
+    assert alignments.words_of_labels(labels) == [0, 1, 1, 1, 1, 2, 2]
+    # the cosines draw all but the ends to "play"; evenly, two, two, two and one segments
+    score = torch.zeros(7, 4) + torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+    class Model:
+        def align_text(self, audio, text):
+            if text == "none":
+                raise ValueError
+            return Alignment(score, torch.tensor([0, 1, 1, 1, 2, 3, 3]), tokens, labels, [])
+
+    (tmp_path / "m.json").write_text(
+        "".join(json.dumps({"audio_filepath": "a.wav", "text": text}) + "\n" for text in ("the played ox", "none"))
+    )
+    shares = alignments.right_shares(Model(), tmp_path / "m.json", 2)
+    assert shares["as the model aligns"] == 1 and shares["by cosine"] == pytest.approx(6 / 7)
+    assert 0.5 < shares["evenly"] < 1
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else():

@@ -1,0 +1,80 @@
+"""Tells how many segments are aligned with a token of their own word, as the model aligns and in two other ways.
+
+    python examples/mini_librispeech/alignments.py RUNS/comat/seed1/…/MODEL.nemo DATA/dev.json --utterances=120
+
+The segments are forced labels, so the word of each is known, and so is that of each token: alignments can be checked.
+Beside the model's own alignment: by the cosines themselves (comat.align.temperature=null), and by the order alone, with
+segments spread evenly over tokens.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from nemo.collections.common.parts.preprocessing.manifest import get_full_path
+from tqdm import tqdm
+
+from nemo_comat import ComatCTCModelBPE, monotonic_align
+
+
+def words_of_labels(labels):
+    """Number of the word that each SentencePiece label is in."""
+    return (torch.tensor([label.startswith("▁") for label in labels]).cumsum(0) - 1).clamp(min=0).tolist()
+
+
+def words_of_tokens(tokens, text):
+    """Number of the word that each of a language model's tokens begins in, by counting letters."""
+    letters = [number for number, word in enumerate(text.split()) for _ in word]
+    numbers, place = [], 0
+    for token in tokens:
+        numbers.append(letters[min(place, len(letters) - 1)])
+        place += len(token.removeprefix("##").lstrip("▁Ġ"))
+    return numbers
+
+
+def paths_of(alignment):
+    """Token of each segment, by way of aligning."""
+    segs, tokens = alignment.score.shape
+    lengths = torch.tensor([segs]), torch.tensor([tokens])
+    even = -(torch.arange(segs)[:, None] / max(segs - 1, 1) - torch.arange(tokens) / max(tokens - 1, 1)).abs()
+    return {
+        "as the model aligns": alignment.path.tolist(),
+        "by cosine": monotonic_align(alignment.score[None], *lengths)[0].tolist(),
+        "evenly": monotonic_align(even[None], *lengths)[0].tolist(),
+    }
+
+
+def right_shares(model, manifest, utterances):
+    """Share of segments that are aligned with a token of their word: dict by way of aligning.
+
+    Args:
+        model: ComatCTCModelBPE, with forced labels. manifest: path. utterances: how many of it, from the first on.
+    """
+    right, total = {}, 0
+    rows = [json.loads(line) for line in open(manifest, encoding="utf-8")][:utterances]
+    for row in tqdm(rows, unit="utt"):
+        try:
+            alignment = model.align_text(get_full_path(row["audio_filepath"], str(manifest)), row["text"])
+        except ValueError:  # it has none
+            continue
+        of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, row["text"])
+        total += len(of_label)
+        for way, path in paths_of(alignment).items():
+            right[way] = right.get(way, 0) + sum(of_token[n] == word for n, word in zip(path, of_label))
+    return {way: count / total for way, count in right.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Share of segments aligned with a token of their own word.")
+    parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--utterances", type=int, default=120)
+    args = parser.parse_args()
+    model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
+    for way, share in right_shares(model, args.manifest, args.utterances).items():
+        print(f"{100 * share:.1f} % {way}")
+
+
+if __name__ == "__main__":
+    main()

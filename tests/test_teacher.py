@@ -16,7 +16,7 @@ TEXTS = ["the zebra crossed the river", "", "a dog", "the zebra crossed the rive
 
 @pytest.fixture(scope="module")
 def teacher():
-    return Teacher(NAME)
+    return Teacher(NAME, layers=-1)
 
 
 def tiny_gpt2(folder):

@@ -142,7 +142,8 @@ def test_cuts_that_lhotse_joins_have_the_texts_of_all(build, train, written, tex
     ids, lens = recorder.batches[0][2:]
     assert said == [letters(model.tokenizer.ids_to_text(row[:n])) for row, n in zip(ids.tolist(), lens.tolist())]
     whole = {letters(row["text"]) for row in rows}
-    assert not whole & set(said) and all(any(one in text for one in whole) for text in said)
+    # which cuts are joined is chance; a long one may stay alone
+    assert set(said) - whole and all(any(one in text for one in whole) for text in said)
 
 
 @pytest.mark.parametrize("text", ["tokens", "manifest"])

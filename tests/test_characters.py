@@ -53,7 +53,7 @@ def test_a_character_model_trains_and_its_teacher_reads_the_manifests_texts(char
     assert [step["train_active_fraction"] for step in logged] == [1.0] * 4
     assert model.comat.compressor.options["blank"] == len(LABELS)
     transfer = [step["train_transfer_loss"] for step in logged]
-    assert sum(transfer[2:]) < 0.95 * sum(transfer[:2])
+    assert sum(transfer[2:]) < 0.97 * sum(transfer[:2])
 
 
 def test_without_comat_a_character_model_is_nemos(character_cfg):

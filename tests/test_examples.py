@@ -1,6 +1,5 @@
 """The scripts and the configs: every file in conf/ builds and trains a step, and mistakes end in one sentence."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from scripts import load_script
 from test_model import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
@@ -42,22 +42,15 @@ SHRUNK = {
 }
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def script():
-    return load("speech_to_text_comat")
+    return load_script("speech_to_text_comat")
 
 
 @pytest.fixture(scope="module")
 def cache_teacher():
     sys.path.insert(0, str(ROOT / "examples"))
-    return load("cache_teacher")
+    return load_script("cache_teacher")
 
 
 def composed(name, *overrides):
@@ -149,7 +142,7 @@ def test_init_from_needs_no_plus(script):
 
 
 def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkeypatch, small_cfg):
-    script = load("build_tokenizer")
+    script = load_script("build_tokenizer")
     monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}", "--vocab_size=40"])
     script.main()
     small_cfg.tokenizer.dir = str(tmp_path / "tokenizer_spe_unigram_v40")
@@ -163,7 +156,7 @@ def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkey
 
 def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, tmp_path):
     ComatCTCModelBPE(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
-    lines = load("demo_report").report(tmp_path / "m.nemo", CORPUS / "heldout.json")
+    lines = load_script("demo_report").report(tmp_path / "m.nemo", CORPUS / "heldout.json")
     assert lines[0].startswith("Word error rate on 60 held-out utterances: ") and lines[0].endswith(" %")
     assert sum(line.startswith("  reference") for line in lines) == 5
     assert (tmp_path / "alignment.png").exists() and str(tmp_path / "m.nemo") in lines[-1]

@@ -1,6 +1,5 @@
 """Leaving: the plain .nemo, its graphs and its card, each read back by what will read it elsewhere."""
 
-import importlib.util
 import json
 import tarfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import open_dict
+from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
@@ -21,10 +21,7 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("export_ctc", ROOT / "examples" / "export_ctc.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("export_ctc")
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """The script that draws one utterance: what it draws of which model, and one sentence for every mistake."""
 
 import copy
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import soundfile
+from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE
 
@@ -16,10 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("plot_alignment", ROOT / "examples" / "plot_alignment.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("plot_alignment")
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from test_model import ROOT, Recorder, quiet_trainer, train
+from test_model import ROOT, Recorder, babbling, quiet_trainer, train
 
 from nemo_comat import ComatCTCModelBPE
 
@@ -79,10 +78,7 @@ def parts(names):
 
 @pytest.fixture
 def model(small_cfg):
-    model = ComatCTCModelBPE(cfg=small_cfg)
-    with torch.no_grad():  # an untrained model says nothing at all; let it babble
-        model.decoder.decoder_layers[0].bias[-1] = -5
-    return model.eval()
+    return babbling(ComatCTCModelBPE(cfg=small_cfg))
 
 
 @pytest.fixture

@@ -90,14 +90,18 @@ def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
         [B, S, D] in hidden's dtype, summed in float32 at least; 0 where a segment has no frames.
     """
     bins, dtype = _bins(seg_of_frame, n_segments), hidden.dtype
-    # in half precision 2048 frames and one more are 2048, and sums of a few overflow
-    hidden = hidden.to(torch.promote_types(dtype, torch.float32))
+    hidden = _at_least_float32(hidden)
     weight = hidden.new_ones(bins.shape) if log_weight is None else _run_softmax(log_weight, bins, n_segments)
     total = weight.new_zeros(bins.shape[0], n_segments + 1).scatter_add(1, bins, weight)
     pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
     pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), hidden * weight[..., None].to(hidden.dtype))
     total = torch.where(total > 0, total, 1)
     return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments].to(dtype)
+
+
+def _at_least_float32(x):
+    # in half precision 2048 frames and one more are 2048, and sums of a few overflow
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _bins(seg_of_frame, n_segments):
@@ -107,7 +111,7 @@ def _bins(seg_of_frame, n_segments):
 
 def _run_softmax(log_weight, bins, n_segments):
     # a common factor per segment cancels in the mean; taking out the largest keeps tiny posteriors from vanishing
-    log_weight = log_weight.float().clamp(min=LOWEST)
+    log_weight = _at_least_float32(log_weight).clamp(min=LOWEST)
     top = log_weight.new_full((bins.shape[0], n_segments + 1), NEG_INF)
     top = top.scatter_reduce(1, bins, log_weight.detach(), "amax")
     return (log_weight - top.gather(1, bins)).exp()
@@ -155,7 +159,7 @@ def ctc_compress(
     seg_of_frame, seg_len = run_segments(run, frame_label == blank, frame_len, blanks=blanks)
     log_weight = None
     if pool != "avg":
-        log_weight = log_probs.gather(2, frame_label[..., None])[..., 0].float()
+        log_weight = _at_least_float32(log_probs.gather(2, frame_label[..., None])[..., 0])
         # what is no logarithm of a posterior must not reach the gradient: 0 times NaN is NaN
         log_weight = log_weight.nan_to_num(nan=NEG_INF, posinf=0.0, neginf=NEG_INF).clamp(LOWEST, 0.0)
         log_weight = log_weight.exp() if pool == "softmax" else log_weight

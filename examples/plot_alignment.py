@@ -11,8 +11,6 @@ import math
 import sys
 from pathlib import Path
 
-from soundfile import LibsndfileError
-
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
 from nemo_comat.export import check_nemo_file
 
@@ -50,7 +48,7 @@ def main():
     args = parse_args()
     try:
         draw(args)
-    except (ValueError, TeacherError, ImportError, LibsndfileError) as error:
+    except (ValueError, TeacherError, ImportError) as error:
         sys.exit(str(error))
     print(f"written: {args.out}")
 

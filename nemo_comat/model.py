@@ -22,6 +22,7 @@ from nemo_comat.description import describe
 from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.plot import Alignment
 from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
+from nemo_comat.safe_load import allow_settings, check_checkpoint
 from nemo_comat.teacher import Pending
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 
@@ -76,6 +77,7 @@ class ComatMixin:
         cfg = model_utils.convert_model_config_to_dict_config(cfg)
         teacher = _complete(cfg, self._ctc_config)
         super().__init__(cfg=cfg, trainer=trainer)
+        allow_settings()
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
             self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
@@ -237,12 +239,15 @@ class ComatMixin:
         Returns:
             nemo_comat.plot.Alignment.
         Raises:
-            ValueError: COMAT is off in this model, or no alignment exists (more tokens than segments, or fewer frames
-                than the text needs).
+            ValueError: COMAT is off in this model, the audio cannot be read, or no alignment exists (more tokens than
+                segments, or fewer frames than the text needs).
         """
         if self.comat is None:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
-        samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
+        try:
+            samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
+        except Exception as error:  # of soundfile, pydub or ffmpeg, by NeMo's version and the file's name
+            raise ValueError(f"{audio} cannot be read as audio ({error}); give a WAV, FLAC or Ogg file.") from error
         signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
         ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
         signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
@@ -316,6 +321,13 @@ class ComatMixin:
         """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
         connector = save_restore_connector or ComatSaveRestoreConnector()
         return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, *args, weights_only=True, **kwargs):
+        """As NeMo's; weights_only=False reads a ``.ckpt`` whose pickles do more, of someone who is trusted."""
+        if weights_only:
+            check_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
 def _silence_bad_audio(batch):

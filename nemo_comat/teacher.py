@@ -314,7 +314,7 @@ class Teacher:
         try:
             with torch.inference_mode():
                 states = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ValueError) as error:
             states, reason = None, f": {error}"
         else:
             reason = ""

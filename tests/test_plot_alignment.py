@@ -65,7 +65,7 @@ def test_mistakes_get_one_sentence_and_exit_1(script, nemo_files, utterance, tmp
         ([f"{tmp_path}/gone.nemo", audio, "--text", text], "gone.nemo does not exist; give a .nemo file."),
         ([audio, audio, "--text", text], "is no archive; give a .nemo file."),
         ([comat, f"{tmp_path}/gone.wav", "--text", text], "gone.wav does not exist; give an audio file."),
-        ([comat, comat, "--text", text], "Error opening .*comat.nemo.*not recogni"),
+        ([comat, comat, "--text", text], "comat.nemo cannot be read as audio .*; give a WAV, FLAC or Ogg file"),
         ([comat, audio, "--text", " "], "--text is empty."),
         ([comat, audio, "--text", text, f"--out={tmp_path}/x/a.png"], "x does not exist; make it, or give another"),
         ([comat, audio, "--text", text * 9], "has no alignment with"),

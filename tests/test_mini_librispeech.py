@@ -233,21 +233,22 @@ def test_alignments_are_checked_by_words(tmp_path):
     tokens, labels = ["the", "play", "##ed", "ox"], ["▁the", "▁", "pl", "ay", "ed", "▁o", "x"]
     assert alignments.words_of_tokens(tokens, "the played ox") == [0, 1, 1, 2]
     assert alignments.words_of_labels(labels) == [0, 1, 1, 1, 1, 2, 2]
-    # the cosines draw all but the ends to "play"; evenly, two, two, two and one segments
-    score = torch.zeros(7, 4) + torch.tensor([0.0, 1.0, 0.0, 0.0])
+    # the cosines draw all but the ends to "play", though each segment fits its own token better than the others do
+    path = torch.tensor([0, 1, 1, 1, 2, 3, 3])
+    score = torch.tensor([0.0, 1.0, 0.0, 0.0]) + 0.3 * torch.nn.functional.one_hot(path)
 
     class Model:
         def align_text(self, audio, text):
             if text == "none":
                 raise ValueError
-            return Alignment(score, torch.tensor([0, 1, 1, 1, 2, 3, 3]), tokens, labels, [])
+            return Alignment(score, path, tokens, labels, [])
 
     (tmp_path / "m.json").write_text(
         "".join(json.dumps({"audio_filepath": "a.wav", "text": text}) + "\n" for text in ("the played ox", "none"))
     )
-    shares = alignments.right_shares(Model(), tmp_path / "m.json", 2)
+    shares = alignments.right_shares(Model(), tmp_path / "m.json", 2, [0.1])
     assert shares["as the model aligns"] == 1 and shares["by cosine"] == pytest.approx(6 / 7)
-    assert 0.5 < shares["evenly"] < 1
+    assert 0.5 < shares["evenly"] < 1 and shares["at temperature 0.1"] == 1
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else():

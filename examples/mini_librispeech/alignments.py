@@ -3,8 +3,8 @@
     python examples/mini_librispeech/alignments.py RUNS/comat/seed1/…/MODEL.nemo DATA/dev.json --utterances=120
 
 The segments are forced labels, so the word of each is known, and so is that of each token: alignments can be checked.
-Beside the model's own alignment: by the cosines themselves (comat.align.temperature=null), and by the order alone, with
-segments spread evenly over tokens.
+Beside the model's own alignment, of the same cosines: by the cosines themselves (comat.align.temperature=null), by
+segment_log_softmax at --temperatures, and by the order alone, with segments spread evenly over tokens.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from tqdm import tqdm
 
-from nemo_comat import ComatCTCModelBPE, monotonic_align
+from nemo_comat import ComatCTCModelBPE, monotonic_align, segment_log_softmax
 
 
 def words_of_labels(labels):
@@ -33,23 +33,25 @@ def words_of_tokens(tokens, text):
     return numbers
 
 
-def paths_of(alignment):
-    """Token of each segment, by way of aligning."""
+def paths_of(alignment, temperatures):
+    """Token of each segment, by way of aligning: dict of lists."""
     segs, tokens = alignment.score.shape
-    lengths = torch.tensor([segs]), torch.tensor([tokens])
+    score, seg_len, text_len = alignment.score[None], torch.tensor([segs]), torch.tensor([tokens])
     even = -(torch.arange(segs)[:, None] / max(segs - 1, 1) - torch.arange(tokens) / max(tokens - 1, 1)).abs()
-    return {
-        "as the model aligns": alignment.path.tolist(),
-        "by cosine": monotonic_align(alignment.score[None], *lengths)[0].tolist(),
-        "evenly": monotonic_align(even[None], *lengths)[0].tolist(),
+    shares = {f"at temperature {t:g}": segment_log_softmax(score, seg_len, temperature=t) for t in temperatures}
+    paths = {
+        way: monotonic_align(scores, seg_len, text_len)[0].tolist()
+        for way, scores in {"by cosine": score, **shares, "evenly": even[None]}.items()
     }
+    return {"as the model aligns": alignment.path.tolist(), **paths}
 
 
-def right_shares(model, manifest, utterances):
+def right_shares(model, manifest, utterances, temperatures=()):
     """Share of segments that are aligned with a token of their word: dict by way of aligning.
 
     Args:
         model: ComatCTCModelBPE, with forced labels. manifest: path. utterances: how many of it, from the first on.
+        temperatures: of segment_log_softmax.
     """
     right, total = {}, 0
     rows = [json.loads(line) for line in open(manifest, encoding="utf-8")][:utterances]
@@ -60,7 +62,7 @@ def right_shares(model, manifest, utterances):
             continue
         of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, row["text"])
         total += len(of_label)
-        for way, path in paths_of(alignment).items():
+        for way, path in paths_of(alignment, temperatures).items():
             right[way] = right.get(way, 0) + sum(of_token[n] == word for n, word in zip(path, of_label))
     return {way: count / total for way, count in right.items()}
 
@@ -70,9 +72,10 @@ def main():
     parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--utterances", type=int, default=120)
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
     args = parser.parse_args()
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
-    for way, share in right_shares(model, args.manifest, args.utterances).items():
+    for way, share in right_shares(model, args.manifest, args.utterances, args.temperatures).items():
         print(f"{100 * share:.1f} % {way}")
 
 

@@ -29,8 +29,8 @@ def settings_types():
         list of types and of NumPy's functions that make arrays.
     """
     numpy_types = {type(np.dtype(code)) for code in np.typecodes["All"]}
-    numpy_types |= {np.ndarray, np.dtype, *(np.zeros(shape).__reduce__()[0] for shape in ((), 1))}
-    numpy_types.add(np.float64(0).__reduce__()[0])
+    makers = {value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))}
+    numpy_types |= {np.ndarray, np.dtype, *makers}
     omegaconf_types = {omegaconf.base.Metadata, omegaconf.base.ContainerMetadata, *_descendants(omegaconf.base.Node)}
     return [*PLAIN, *TYPING, *numpy_types, *omegaconf_types, *_nemo_settings()]
 

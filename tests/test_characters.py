@@ -44,12 +44,12 @@ def test_a_character_model_trains_and_its_teacher_reads_the_manifests_texts(char
     seen, encode = [], Teacher.encode
     monkeypatch.setattr(Teacher, "encode", lambda self, texts, *a: seen.extend(texts) or encode(self, texts, *a))
     character_cfg.optim.lr = 5e-3
-    model, logged = train(ComatCTCModel, character_cfg, steps=4)
+    model, logged = train(ComatCTCModel, character_cfg, steps=6)
     assert sorted(seen[:16]) == sorted(row.text for row in rows(manifest))
-    assert [step["train_active_fraction"] for step in logged] == [1.0] * 4
+    assert [step["train_active_fraction"] for step in logged] == [1.0] * 6
     assert model.comat.compressor.options["blank"] == len(LABELS)
     transfer = [step["train_transfer_loss"] for step in logged]
-    assert sum(transfer[2:]) < 0.97 * sum(transfer[:2])
+    assert sum(transfer[-2:]) < 0.95 * sum(transfer[:2])
 
 
 def test_without_comat_a_character_model_is_nemos(character_cfg):

@@ -1,4 +1,4 @@
-"""Tells how many segments are aligned with a token of their own word, as the model aligns and in two other ways.
+"""Tells how many segments are aligned with a token of their own word, as the model aligns and in other ways.
 
     python examples/mini_librispeech/alignments.py RUNS/comat/seed1/…/MODEL.nemo DATA/dev.json --utterances=120
 
@@ -8,10 +8,10 @@ segment_log_softmax at --temperatures, and by the order alone, with segments spr
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from nemo.collections.asr.parts.utils.manifest_utils import read_manifest
 from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from tqdm import tqdm
 
@@ -54,11 +54,11 @@ def right_shares(model, manifest, utterances, temperatures=()):
         temperatures: of segment_log_softmax.
     """
     right, total = {}, 0
-    rows = [json.loads(line) for line in open(manifest, encoding="utf-8")][:utterances]
-    for row in tqdm(rows, unit="utt"):
+    for row in tqdm(read_manifest(manifest)[:utterances], unit="utt"):
         try:
             alignment = model.align_text(get_full_path(row["audio_filepath"], str(manifest)), row["text"])
-        except ValueError:  # it has none
+        except ValueError as error:
+            tqdm.write(f"left out: {error}")
             continue
         of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, row["text"])
         total += len(of_label)

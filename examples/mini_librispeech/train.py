@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from features import remembered  # noqa: E402
 from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
@@ -159,6 +160,8 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
     settings.write_text(json.dumps(run, indent=1) + "\n")
     pl.seed_everything(seed)
     trainer, model = build(cfg, [History(folder / "history.jsonl", seed)])
+    if cfg.model.preprocessor.get("dither") == 0 and cfg.model.train_ds.get("augmentor") is None:
+        model.preprocessor.forward = remembered(model.preprocessor.forward)
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
     pl.seed_everything(1000 * seed)
     trainer.fit(model)

@@ -15,7 +15,7 @@ from omegaconf import open_dict
 
 from nemo_comat.cache import build_teacher
 from nemo_comat.characters import CharacterTokenizer
-from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
+from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, with_comat
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
 from nemo_comat.description import describe
@@ -309,18 +309,22 @@ class ComatMixin:
         ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
         theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
         if ours and not theirs:
-            logging.info("These weights are a plain CTC model's: the COMAT part keeps its present values.")
+            logging.info("These weights have no COMAT part: it keeps its present values.")
             state_dict = {**state_dict, **ours}
         if theirs and not ours:
             logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
+    def save_to(self, save_path):
+        """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""
+        self._save_restore_connector = with_comat(self._save_restore_connector)
+        super().save_to(save_path)
+
     @classmethod
-    def restore_from(cls, *args, save_restore_connector=None, **kwargs):
-        """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
-        connector = save_restore_connector or ComatSaveRestoreConnector()
-        return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+    def update_save_restore_connector(cls, save_restore_connector):
+        """As NeMo's, with our part heeded: all of NeMo's ways into a ``.nemo`` file set their connector here."""
+        super().update_save_restore_connector(with_comat(save_restore_connector))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, *args, weights_only=True, **kwargs):

@@ -192,6 +192,17 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
 
 
+def test_overrides_reach_a_run_as_they_were_given(tmp_path, monkeypatch):
+    given = ["model.optim.lr=$(touch hacked)", "model.x='a \"b\" & c'", "data with spaces", "*"]
+    keep = "import json, pathlib, sys; pathlib.Path('given.json').write_text(json.dumps(sys.argv[1:]))"
+    # stands for training and scoring
+    monkeypatch.setattr(run, "commands", lambda args, arm, seed: [["true"], [sys.executable, "-c", keep, *given]])
+    monkeypatch.chdir(tmp_path)
+    assert run.run_all(Namespace(out=tmp_path / "runs", arms=["ctc"], seeds=[1], jobs=1)) == []
+    assert json.loads((tmp_path / "given.json").read_text()) == given
+    assert not (tmp_path / "hacked").exists()
+
+
 def test_stopping_the_table_stops_its_runs(data, tmp_path):
     command = [sys.executable, str(RECIPE / "run.py"), f"--data={data}", f"--out={tmp_path}", "--arms", "ctc"]
     log, settings = tmp_path / "ctc" / "seed1" / "log", tmp_path / "ctc" / "seed1" / "run.json"

@@ -13,17 +13,22 @@ from pathlib import Path
 
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
 from nemo_comat.export import check_nemo_file
+from nemo_comat.model import ComatMixin
 
 
 def draw(args):
     """Writes the picture; raises ValueError, TeacherError or ImportError in one sentence where it cannot."""
     check_nemo_file(args.model)
-    if not args.audio.is_file():
-        raise ValueError(f"{args.audio} does not exist; give an audio file.")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"Folder {args.out.parent} does not exist; make it, or give another --out.")
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
-    text = model.transcribe([str(args.audio)], verbose=False)[0].text if args.decode else args.text
+    if not isinstance(model, ComatMixin):
+        raise ValueError(
+            f"{args.model} holds a {type(model).__name__}, which this script cannot align; give one of ours."
+        )
+    # NeMo would read the file otherwise than align_text does: by Lhotse, and with all its channels
+    signal = model.read_audio(args.audio)
+    text = model.transcribe([signal], verbose=False)[0].text if args.decode else args.text
     if not text.strip():
         raise ValueError(
             f"The model hears nothing in {args.audio}; give --text." if args.decode else "--text is empty."

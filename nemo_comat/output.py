@@ -1,9 +1,16 @@
 """Files that are written: never over what was read, over another's only when told to, and whole or not at all."""
 
+import errno
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give another place, or yourself leave to use this one"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or give another place"),
+}
 
 
 class OutputError(ValueError):
@@ -20,14 +27,15 @@ def check_outputs(files, *, inputs=(), overwrite=False):
     Raises:
         OutputError: a file is one of the inputs, is a folder, is there already, or cannot be written where it is.
     """
-    for file in map(Path, files):
-        if any(_same(file, read) for read in inputs):
+    for file in files:
+        place = _place(file)
+        if any(_same(place, _place(read)) for read in inputs):
             raise OutputError(f"{file} is what is read; give another place to write to.")
-        if file.is_dir():
+        if place.is_dir():
             raise OutputError(f"{file} is a folder; give the path of a file.")
-        if file.exists() and not overwrite:
+        if os.path.lexists(place) and not overwrite:
             raise OutputError(f"{file} exists already; give another place to write to, or --overwrite to replace it.")
-        folder = next(parent for parent in file.absolute().parents if parent.exists())
+        folder = next(parent for parent in place.parents if parent.exists())
         if not folder.is_dir():
             raise OutputError(f"{file} cannot be written: {folder} is no folder; give another place to write to.")
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -48,7 +56,7 @@ def written_beside(file):
     Raises:
         OSError: as the file system says; FileExistsError where one of the other files is there without the file.
     """
-    file = Path(file).absolute()
+    file = _place(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         yield Path(folder, file.name)
@@ -62,12 +70,31 @@ def written_beside(file):
 
 
 def one_sentence(error):
-    """An error as one line: an OSError names the file and says what the system said, others say what they say."""
-    if isinstance(error, OSError) and error.strerror:
+    """An error as one line: an OSError of the system names the file and what helps, others say what they say."""
+    if isinstance(error, OSError) and error.errno:
         place = f"{error.filename2 or error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}; give another place, or make room and leave to write there."
+        return f"{place}{error.strerror}; {ADVICE.get(error.errno, 'give another path')}."
     return " ".join(str(error).split())
 
 
+@contextmanager
+def exit_in_one_sentence(*errors):
+    """Ends a script with status 1 and `one_sentence`, where an OutputError, an OSError or one of errors is raised.
+
+    Args:
+        errors: further classes of exceptions.
+    """
+    try:
+        yield
+    except (OutputError, OSError, *errors) as error:
+        sys.exit(one_sentence(error))
+
+
+def _place(file):
+    """Where a path leads, links of folders and ".." followed; the last part may be a link, which is replaced itself."""
+    file = Path(os.path.abspath(file) if Path(file).name in ("", "..") else file)
+    return file.parent.resolve() / file.name
+
+
 def _same(file, read):
-    return file.absolute() == Path(read).absolute() or (file.exists() and Path(read).exists() and file.samefile(read))
+    return file.resolve() == read.resolve() or (file.exists() and read.exists() and file.samefile(read))

@@ -14,7 +14,9 @@ def test_what_is_read_is_never_written_over(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(file)
     os.link(file, tmp_path / "hard")
     monkeypatch.chdir(tmp_path)
-    for out in (file, "in.nemo", "./../" + tmp_path.name + "/in.nemo", "link", "hard"):
+    (tmp_path / "folder").symlink_to(tmp_path)
+    ways = ("in.nemo", f"../{tmp_path.name}/in.nemo", "not/yet/../../in.nemo", "folder/in.nemo", "link", "hard")
+    for out in (file, *ways):
         for overwrite in (True, False):
             with pytest.raises(OutputError, match=r"(in.nemo|link|hard) is what is read; give another place"):
                 check_outputs([tmp_path / "new", out], inputs=["gone", file], overwrite=overwrite)
@@ -24,15 +26,20 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path):
     (tmp_path / "there").write_text("mine")
     with pytest.raises(OutputError, match="there exists already; give another place to write to, or --overwrite"):
         check_outputs([tmp_path / "new", tmp_path / "there"])
+    (tmp_path / "loose").symlink_to("nowhere")
+    for out in ("not/yet/../../there", "loose"):
+        with pytest.raises(OutputError, match=f"{out} exists already"):
+            check_outputs([tmp_path / out])
     check_outputs([tmp_path / "new", tmp_path / "there", tmp_path / "a" / "b" / "new"], overwrite=True)
     # looking makes nothing
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loose", "there"]
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     for out, message in [
         (tmp_path, f"{tmp_path} is a folder; give the path of a file"),
+        (tmp_path / "x" / "..", "is a folder; give the path of a file"),
         (tmp_path / "file" / "x" / "out", f"out cannot be written: {tmp_path}/file is no folder"),
     ]:
         with pytest.raises(OutputError, match=message):
@@ -81,8 +88,12 @@ def test_every_error_of_the_file_system_is_one_sentence(tmp_path):
     with pytest.raises(OSError) as error, written_beside(tmp_path / "file" / "out"):
         pytest.fail("there is no such place")
     assert one_sentence(error.value).startswith(f"{tmp_path}/file: ")
-    assert one_sentence(OSError(28, "No space left on device", "a.nemo")) == (
-        "a.nemo: No space left on device; give another place, or make room and leave to write there."
-    )
-    assert one_sentence(OSError(28, "No space left on device")).startswith("No space left on device; give")
+    for error, said in [
+        (OSError(28, "No space left on device", "a"), "a: No space left on device; make room, or give another place."),
+        (OSError(28, "No space left on device"), "No space left on device; make room, or give another place."),
+        (PermissionError(13, "Permission denied", "a"), "a: Permission denied; give another place, or yourself leave"),
+        (FileNotFoundError(2, "No such file or directory", "a"), "a: No such file or directory; give another path."),
+        (FileNotFoundError("no finished run; train it"), "no finished run; train it"),
+    ]:
+        assert one_sentence(error).startswith(said)
     assert one_sentence(ValueError("two\n  lines")) == "two lines"

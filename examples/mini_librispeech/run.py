@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from report import report
 from tqdm import tqdm
 
+from nemo_comat.output import exit_in_one_sentence
+
 HERE = Path(__file__).resolve().parent
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 
@@ -100,13 +102,12 @@ def main():
     args = parser.parse_args()
     # as Ctrl-C: the runs are stopped too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = run_all(args)
+    with exit_in_one_sentence():
+        failed = run_all(args)
     for arm, seed in failed:
         print(f"{arm} seed {seed} failed; see {args.out / arm / f'seed{seed}' / 'log'}", file=sys.stderr)
-    try:
+    with exit_in_one_sentence(ValueError):
         print(report(args.out, data=args.data))
-    except ValueError as error:
-        sys.exit(str(error))
     sys.exit(1 if failed else 0)
 
 

@@ -8,12 +8,15 @@
 Each source is a folder with train.json, dev.json and test.json (taken as they are), a folder in LibriSpeech's layout
 (…/SPLIT/speaker/chapter/*.flac with *.trans.txt), or a tarball of one. --download fetches Mini LibriSpeech and
 test-clean (about 0.8 GB, CC BY 4.0) from OpenSLR 31 and 12. DATA gets train.json, dev.json, test.json and tokenizer/.
+--decode writes the audio there as WAV, which takes a thirtieth of Opus's time to read. --hours keeps a part of the
+training speech, drawn from all its speakers, the same at each call.
 What was downloaded or unpacked is not fetched or unpacked again; manifests and a tokenizer that are there already are
 replaced with --overwrite alone.
 """
 
 import argparse
 import json
+import random
 import sys
 import tarfile
 import tempfile
@@ -112,12 +115,38 @@ def find_rows(folders, split, directory):
     )
 
 
-def prepare(sources, out, directories=SPLITS, vocab_size=128, overwrite=False):
+def part_of(rows, hours):
+    """Rows of about so many hours, drawn at random with a fixed seed and in their order; all where there are fewer."""
+    left, kept = hours * 3600, set()
+    for index in random.Random(0).sample(range(len(rows)), len(rows)):
+        if left <= 0:
+            break
+        left -= rows[index]["duration"]
+        kept.add(index)
+    return [row for index, row in enumerate(rows) if index in kept]
+
+
+def decode(rows, folder):
+    """Writes each row's audio as 16-bit WAV in a folder, once; returns the rows that name it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoded = []
+    for row in tqdm(rows, desc=f"decoding {folder.name}", unit="file"):
+        file, part = (folder / f"{Path(row['audio_filepath']).stem}{end}" for end in (".wav", ".part"))
+        if not file.exists():
+            samples, rate = soundfile.read(row["audio_filepath"], dtype="int16")
+            soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
+            part.rename(file)
+        decoded.append({**row, "audio_filepath": str(file.resolve())})
+    return decoded
+
+
+def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=False, overwrite=False):
     """Writes OUT/train.json, dev.json, test.json and tokenizer/; returns the rows by split.
 
     Args:
         sources: folders or tarballs. out: folder. directories: LibriSpeech folder name of each split.
-        vocab_size: pieces of the tokenizer. overwrite: True where what is there already may be replaced.
+        vocab_size: pieces of the tokenizer. hours: of training audio to keep, None = all. wav: decode all audio to WAV.
+        overwrite: True where what is there already may be replaced.
     Raises:
         PrepareError: a source is missing or lacks a split.
         OutputError: what would be written is read, or is there already.
@@ -127,6 +156,10 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, overwrite=False):
     check_outputs(written, inputs=[*sources, *read], overwrite=overwrite)
     folders = [unpack(source, out) for source in sources]
     rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
+    if hours is not None:
+        rows["train"] = part_of(rows["train"], hours)
+    if wav:
+        rows = {split: decode(split_rows, out / "wav" / split) for split, split_rows in rows.items()}
     for split, split_rows in rows.items():
         with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
             manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
@@ -143,6 +176,8 @@ def main():
     for split, directory in SPLITS.items():
         parser.add_argument(f"--{split}", default=directory, help="LibriSpeech folder (default: %(default)s)")
     parser.add_argument("--vocab_size", type=int, default=128, help="pieces of the tokenizer (default: %(default)s)")
+    parser.add_argument("--hours", type=float, help="hours of training audio to keep (default: all)")
+    parser.add_argument("--decode", action="store_true", help="write all audio as WAV, which is quick to read")
     parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
     with exit_in_one_sentence(PrepareError, RuntimeError):
@@ -151,7 +186,7 @@ def main():
         if not sources:
             parser.error("give a folder, a tarball or --download")
         directories = {split: getattr(args, split) for split in SPLITS}
-        rows = prepare(sources, args.out, directories, args.vocab_size, args.overwrite)
+        rows = prepare(sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.overwrite)
     for split, split_rows in rows.items():
         hours = sum(row["duration"] for row in split_rows) / 3600
         words = sum(len(row["text"].split()) for row in split_rows)

@@ -109,6 +109,21 @@ def test_what_is_there_is_replaced_only_when_told(data, manifest, tmp_path, monk
         prepare.unpack(tmp_path / "x.tar.gz", source)
 
 
+def test_files_of_one_name_are_decoded_apart_and_once(tmp_path):
+    rows = []
+    for number in (1, 2):
+        (tmp_path / f"{number}").mkdir()
+        soundfile.write(tmp_path / f"{number}" / "a.flac", np.full(160, number / 4), 16000)
+        rows.append({"audio_filepath": f"{tmp_path}/{number}/a.flac", "text": f"{number}"})
+    found = prepare.decode(rows, tmp_path / "wav")
+    for number, row in zip((1, 2), found):
+        samples, rate = soundfile.read(row["audio_filepath"])
+        assert rate == 16000 and samples == pytest.approx(number / 4) and row["text"] == f"{number}"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()}
+    assert prepare.decode(rows, tmp_path / "wav") == found and len(times) == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()} == times
+
+
 def test_speaking_never_writes_over_the_transcripts(data, tmp_path, monkeypatch):
     monkeypatch.setattr(speak, "load_tts", lambda: pytest.fail("the work was begun"))
     before = (data / "train.json").read_bytes()

@@ -15,6 +15,7 @@ replaced with --overwrite alone.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -131,11 +132,14 @@ def decode(rows, folder):
     folder.mkdir(parents=True, exist_ok=True)
     decoded = []
     for row in tqdm(rows, desc=f"decoding {folder.name}", unit="file"):
-        file, part = (folder / f"{Path(row['audio_filepath']).stem}{end}" for end in (".wav", ".part"))
+        source = row["audio_filepath"]
+        # files of one name lie in several folders, and those of another corpus may have been decoded here before
+        which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+        file = folder / f"{Path(source).stem}-{which}.wav"
         if not file.exists():
-            samples, rate = soundfile.read(row["audio_filepath"], dtype="int16")
-            soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
-            part.rename(file)
+            samples, rate = soundfile.read(source, dtype="int16")
+            with written_beside(file) as part:
+                soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
         decoded.append({**row, "audio_filepath": str(file.resolve())})
     return decoded
 

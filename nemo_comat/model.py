@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
-from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
+from nemo_comat.audio import read_audio
 from nemo_comat.cache import build_teacher
 from nemo_comat.characters import CharacterTokenizer
-from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
+from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, with_comat
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
 from nemo_comat.description import describe
@@ -230,25 +230,34 @@ class ComatMixin:
         """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
         return [self._teacher.reads_at_once(text) for text in self.transcript_texts(transcript, transcript_len)]
 
+    def read_audio(self, audio):
+        """Reads an audio file as training did: at the model's sample rate, ``train_ds.channel_selector`` heeded.
+
+        Args:
+            audio: path.
+        Returns:
+            float32 [samples], on the CPU; several channels are averaged where the config names none of them.
+        Raises:
+            ValueError: the file cannot be read as audio, has no samples, or lacks the channel.
+        """
+        dataset = self._cfg.get("train_ds") or {}
+        return read_audio(audio, self.preprocessor._sample_rate, dataset.get("channel_selector"))
+
     def align_text(self, audio, text):
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
         Args:
-            audio: path of an audio file.
+            audio: path of an audio file, read by `read_audio`.
             text: what is said in it.
         Returns:
             nemo_comat.plot.Alignment.
         Raises:
-            ValueError: COMAT is off in this model, the audio cannot be read, or no alignment exists (more tokens than
-                segments, or fewer frames than the text needs).
+            ValueError: COMAT is off in this model, the audio cannot be read or has no samples, or no alignment exists
+                (more tokens than segments, or fewer frames than the text needs).
         """
         if self.comat is None:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
-        try:
-            samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
-        except Exception as error:  # of soundfile, pydub or ffmpeg, by NeMo's version and the file's name
-            raise ValueError(f"{audio} cannot be read as audio ({error}); give a WAV, FLAC or Ogg file.") from error
-        signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
+        signal = self.read_audio(audio).to(self.device)[None]
         ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
         signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
         read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
@@ -309,18 +318,22 @@ class ComatMixin:
         ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
         theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
         if ours and not theirs:
-            logging.info("These weights are a plain CTC model's: the COMAT part keeps its present values.")
+            logging.info("These weights have no COMAT part: it keeps its present values.")
             state_dict = {**state_dict, **ours}
         if theirs and not ours:
             logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
+    def save_to(self, save_path):
+        """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""
+        self._save_restore_connector = with_comat(self._save_restore_connector)
+        super().save_to(save_path)
+
     @classmethod
-    def restore_from(cls, *args, save_restore_connector=None, **kwargs):
-        """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
-        connector = save_restore_connector or ComatSaveRestoreConnector()
-        return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+    def update_save_restore_connector(cls, save_restore_connector):
+        """As NeMo's, with our part heeded: all of NeMo's ways into a ``.nemo`` file set their connector here."""
+        super().update_save_restore_connector(with_comat(save_restore_connector))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, *args, weights_only=True, **kwargs):

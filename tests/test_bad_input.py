@@ -107,9 +107,7 @@ def test_one_utterance_alone(small_cfg, manifest, tmp_path):
     assert [step["train_active_fraction"] for step in logged] == [1, 1]
 
 
-def test_one_utterance_too_short_for_batch_norm_is_an_error_and_left_out_by_min_duration(
-    small_cfg, manifest, tmp_path
-):
+def test_one_utterance_too_short_for_batch_norm_is_an_error_and_left_out_by_min_duration(small_cfg, manifest, tmp_path):
     short = BAD_ROWS["0.01 s"][0](tmp_path, good_rows(manifest)[0])
     cfg = with_rows(small_cfg, tmp_path, [short])
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monke
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("nemo_comat.cache.os.replace", full)
+    monkeypatch.setattr("nemo_comat.output.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         list(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
     assert [file.name for file in tmp_path.iterdir()] == ["shard-0000-000000.safetensors"]
@@ -172,6 +173,20 @@ def test_damaged_files_are_named(cache):
         TeacherCache(cache)
     with pytest.raises(CacheError, match="nowhere has no index.safetensors"):
         TeacherCache(cache / "nowhere")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_shards_alone(tmp_path, teacher):
+    writing = write_cache(tmp_path, teacher, TEXTS, shard_texts=2)
+    next(writing)
+    shards = list(tmp_path.iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # files end there, as on a disk that is full
+    try:
+        with pytest.raises(CacheError, match="shard-0000-000001.safetensors cannot be written .*; make room and run"):
+            next(writing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == shards
 
 
 def test_another_format_is_refused(cache, monkeypatch):

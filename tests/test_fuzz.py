@@ -265,9 +265,7 @@ def test_ctc_compress(data):
     target_len = lengths(draw, batch, tokens if vocab else 0)
     targets = lengths(draw, batch * tokens, max(0, vocab - 1)).view(batch, tokens)
     labels, blanks, pool = (draw(st.sampled_from(options)) for options in (LABELS, BLANKS, POOLS))
-    arguments = dict(
-        blank=blank, labels=labels, blanks=blanks, pool=pool, targets=targets, target_len=target_len
-    )
+    arguments = dict(blank=blank, labels=labels, blanks=blanks, pool=pool, targets=targets, target_len=target_len)
     if draw(MISTAKE):
         mistake = draw(st.sampled_from(["frame_len", "frames", "integers", "labels", "blanks", "pool", "blank"]))
         event(f"mistake: {mistake}")
@@ -354,9 +352,7 @@ def test_transfer_loss(data):
             loss, token_id = "contrastive", torch.zeros(batch, tokens + 1, dtype=torch.int64)
         if mistake == "dim":
             student, teacher = torch.zeros(batch, tokens), torch.zeros(batch, tokens)
-        return refused(
-            transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id
-        )
+        return refused(transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
     check = untouched(student, teacher, mask)
     out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
     out.sum().backward()

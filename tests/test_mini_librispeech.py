@@ -1,6 +1,7 @@
 """The recipe: data in its three forms, arms that differ in what they should, stop and resume, and the report's sums."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -82,6 +83,58 @@ def test_librispeech_folders_and_tarballs(tmp_path, packed):
         assert [row["duration"] for row in rows] == [1.0, 2.0]
         assert all(Path(row["audio_filepath"]).is_file() for row in rows)
     assert (tmp_path / "data" / "tokenizer" / "tokenizer.model").exists()
+
+
+def test_what_is_there_is_replaced_only_when_told(data, manifest, tmp_path, monkeypatch):
+    source = tmp_path / "data"
+    shutil.copytree(data, source)
+    before = {path: path.read_bytes() for path in source.rglob("*.json")}
+    for arguments, message in [
+        ([f"--out={source}", str(source), "--overwrite"], "train.json is what is read; give another place"),
+        ([f"--out={source}", str(data)], "train.json exists already; give another place .* or --overwrite"),
+        ([f"--out={source}/train.json/x", str(data)], "train.json.*: Not a directory; give another path"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["prepare.py", "--vocab_size=40", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            prepare.main()
+    assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
+    (source / "train.json").write_text("old")
+    prepare.prepare([data], source, vocab_size=40, overwrite=True)
+    assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
+    # a folder that unpacking would write into is another's
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(data, "x")
+    (source / "audio" / "x").mkdir(parents=True)
+    with pytest.raises(prepare.PrepareError, match="audio/x is there already, and is no whole unpacked x.tar.gz"):
+        prepare.unpack(tmp_path / "x.tar.gz", source)
+
+
+def test_files_of_one_name_are_decoded_apart_and_once(tmp_path):
+    rows = []
+    for number in (1, 2):
+        (tmp_path / f"{number}").mkdir()
+        soundfile.write(tmp_path / f"{number}" / "a.flac", np.full(160, number / 4), 16000)
+        rows.append({"audio_filepath": f"{tmp_path}/{number}/a.flac", "text": f"{number}"})
+    found = prepare.decode(rows, tmp_path / "wav")
+    for number, row in zip((1, 2), found):
+        samples, rate = soundfile.read(row["audio_filepath"])
+        assert rate == 16000 and samples == pytest.approx(number / 4) and row["text"] == f"{number}"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()}
+    assert prepare.decode(rows, tmp_path / "wav") == found and len(times) == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()} == times
+
+
+def test_speaking_never_writes_over_the_transcripts(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(speak, "load_tts", lambda: pytest.fail("the work was begun"))
+    before = (data / "train.json").read_bytes()
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "00000.ogg").write_text("mine")
+    for out, message in ((data, "train.json is what is read"), (tmp_path, "00000.ogg exists already")):
+        arguments = [f"--data={data}", f"--out={out}", *["--overwrite"] * (out == data)]
+        monkeypatch.setattr(sys, "argv", ["speak.py", "--minutes=train:1,dev:1", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            speak.main()
+    assert (data / "train.json").read_bytes() == before
 
 
 def test_manifests_are_taken_as_they_are(data, manifest):
@@ -190,6 +243,17 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
     assert run.run_all(args) == [("comat", 1)]
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+def test_overrides_reach_a_run_as_they_were_given(tmp_path, monkeypatch):
+    given = ["model.optim.lr=$(touch hacked)", "model.x='a \"b\" & c'", "data with spaces", "*"]
+    keep = "import json, pathlib, sys; pathlib.Path('given.json').write_text(json.dumps(sys.argv[1:]))"
+    # stands for training and scoring
+    monkeypatch.setattr(run, "commands", lambda args, arm, seed: [["true"], [sys.executable, "-c", keep, *given]])
+    monkeypatch.chdir(tmp_path)
+    assert run.run_all(Namespace(out=tmp_path / "runs", arms=["ctc"], seeds=[1], jobs=1)) == []
+    assert json.loads((tmp_path / "given.json").read_text()) == given
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_stopping_the_table_stops_its_runs(data, tmp_path):

@@ -3,7 +3,8 @@
     python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [names ...]
 
 Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
-dev_wer.svg into RUNS. --keep=results/SCALE copies what the table needs, no checkpoints, into a folder to commit.
+dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
+what the table needs, no checkpoints, into a folder to commit.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from kaldialign import align, edit_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build_tokenizer import read_texts  # noqa: E402
+
+from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
 BASELINES = ("ctc", "interctc")
 GAP = "<gap>"
@@ -269,9 +272,12 @@ def report(out, names=(), data=None):
     texts = read_texts([data / "train.json"]) if data is not None else None
     found = summary(runs, texts and {word for text in texts for word in text.split()})
     text = markdown(found, runs)
-    (out / "report.md").write_text(text, encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    chart(runs, out / "dev_wer.svg")
+    numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    for name, content in (("report.md", text), ("report.json", numbers)):
+        with written_beside(out / name) as file:
+            file.write_text(content, encoding="utf-8")
+    with written_beside(out / "dev_wer.svg") as file:
+        chart(runs, file)
     return text
 
 
@@ -282,12 +288,14 @@ def main():
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     args = parser.parse_args()
+<<<<<<< HEAD
     if args.keep is not None:
         keep(args.out, args.names, args.keep)
     try:
+=======
+    with exit_in_one_sentence(ValueError):
+>>>>>>> 36534746197a1927bf1e199e8a222327b1c822ad
         print(report(args.out, args.names, args.data))
-    except ValueError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

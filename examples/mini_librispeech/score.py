@@ -14,6 +14,7 @@ from pathlib import Path
 from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.output import exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_report import read_manifest  # noqa: E402
@@ -49,9 +50,8 @@ def score(folder, data, splits=("dev", "test"), batch_size=16):
         audio, texts = read_manifest(data / f"{split}.json")
         found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
         rows = [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
-        part = folder / f"{split}.part"
-        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(folder / f"{split}.json")
+        with written_beside(folder / f"{split}.json") as file:
+            file.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
         logging.info(f"written: {folder / f'{split}.json'}")
 
 
@@ -61,10 +61,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--splits", nargs="+", default=["dev", "test"])
     args = parser.parse_args()
-    try:
+    with exit_in_one_sentence():
         score(args.folder, args.data, args.splits)
-    except FileNotFoundError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
 import alignments  # noqa: E402
+import features  # noqa: E402
 import gradients  # noqa: E402
+import ngram  # noqa: E402
 import prepare  # noqa: E402
 import probe  # noqa: E402
 import report  # noqa: E402
@@ -150,6 +152,45 @@ def test_what_is_missing_is_said(tmp_path):
         prepare.prepare([tmp_path / "source"], tmp_path / "data")
 
 
+def test_a_part_of_training_is_the_same_each_time_and_in_order():
+    rows = [{"duration": 60 + n % 7} for n in range(100)]
+    part = prepare.part_of(rows, 0.5)
+    seconds = sum(row["duration"] for row in part)
+    assert 1800 <= seconds < 1800 + 67 and part == prepare.part_of(rows, 0.5)
+    places = [next(n for n, row in enumerate(rows) if row is kept) for kept in part]
+    assert places == sorted(places) and min(places) < 25 and max(places) > 75
+    assert prepare.part_of(rows, 10) == rows
+
+
+def test_decoded_audio_has_the_samples_it_had(tmp_path):
+    samples = np.random.default_rng(0).integers(-9000, 9000, 1600).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", samples, 16000)
+    (row,) = prepare.decode([{"audio_filepath": str(tmp_path / "a.flac"), "text": "a"}], tmp_path / "wav")
+    assert row["text"] == "a" and Path(row["audio_filepath"]).suffix == ".wav"
+    assert (soundfile.read(row["audio_filepath"], dtype="int16")[0] == samples).all()
+
+
+def test_features_are_computed_once_and_are_the_same():
+    calls = []
+
+    def forward(input_signal, length):
+        calls.append(len(length))
+        features = torch.stack([input_signal[:, ::10], 2 * input_signal[:, ::10]], 1)
+        frames = (length + 9) // 10
+        ended = torch.arange(features.shape[2]) >= frames[:, None]
+        return features.masked_fill(ended[:, None], 0), frames
+
+    remember = features.remembered(forward)
+    signal, length = torch.randn(3, 100), torch.tensor([100, 42, 77])
+    for rows in ([0, 1, 2], [2, 1], [1]):
+        longest = int(length[rows].max())
+        signals = signal[rows, :longest]
+        got, frames = remember(input_signal=signals, length=length[rows])
+        expected, expected_frames = forward(input_signal=signals, length=length[rows])
+        assert torch.equal(got, expected) and torch.equal(frames, expected_frames)
+    assert calls == [3, 3, 2, 1]  # of `remember` only the first call computes
+
+
 def test_texts_to_speak_are_cut_in_order():
     words = [f"w{i}" for i in range(100)]
     pieces = speak.cut(" ".join(words), np.random.default_rng(0))
@@ -210,6 +251,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
         json.loads(line)["text"] for line in (data / "test.json").read_text().splitlines()
     ]
     assert report.report(tmp_path, ["parts"]).count("| parts |") == 1
+    check_ngram(tmp_path, folder, data)
     pull = gradients.measure(folder, data, batches=1)
     assert pull["active"] == 1 and 0 < pull["ratio"] < 1 and abs(pull["cosine"]) <= 1
     started = train.train("ctc", "next", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=1"], folder.parent)
@@ -222,6 +264,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     assert token_id.tolist() == [token for row in ids for token in row]
     assert utterance.tolist() == [number for number, row in enumerate(ids) for _ in row]
     assert {n: len(v) for n, v in speech.items()} == {"0": len(token_id), "1": len(token_id)} and len(text) == 1
+
+
+def check_ngram(tmp_path, folder, data):
+    """An n-gram model that knows one token only turns every transcript into repetitions of it, at a great weight."""
+    tokenizer = score.restore_on_dev(folder, data).tokenizer
+    characters = ngram.as_characters(tokenizer, "a b").split()
+    assert [ord(c) - 100 for c in characters] == tokenizer.text_to_ids("a b")
+    wanted = characters[0]
+    lines = [f"{0 if chr(n + 100) == wanted else -99}\t{chr(n + 100)}\t0\n" for n in range(tokenizer.vocab_size)]
+    unigrams = ["-99\t<unk>\t0\n", "-99\t<s>\t0\n", "-99\t</s>\n", *lines]
+    head = f"\\data\\\nngram 1={len(unigrams)}\nngram 2=1\n\n\\1-grams:\n"
+    arpa = [head, *unigrams, f"\n\\2-grams:\n0\t<s> {wanted}\n\n\\end\\\n"]
+    (tmp_path / "one.arpa").write_text("".join(arpa))
+    target, wers = ngram.score_with(folder, data, tmp_path / "one.arpa", alphas=[0.0, 100.0])
+    rows = json.loads((folder / "dev.json").read_text())
+    assert wers[0.0] == report.rate(report.errors(rows))
+    best = json.loads((target / "run.json").read_text())["language_model"]["alpha"]
+    assert best == min(wers, key=wers.get) and target == tmp_path / "parts_ngram" / "seed1"
+    kept = tmp_path / "kept"
+    report.keep(tmp_path, ["parts_ngram"], kept)
+    assert not list(kept.rglob("*.nemo")) and (kept / "parts_ngram" / "seed1" / "dev.json.gz").exists()
+    assert report.report(kept) == report.report(tmp_path, ["parts_ngram"])
+    model = score.restore_on_dev(folder, data)
+    ngram.use_language_model(model, tmp_path / "one.arpa", 100.0)
+    said = {
+        token
+        for row in score.transcribe(model, data / "dev.json")
+        for token in model.tokenizer.text_to_ids(row["transcript"])
+    }
+    assert said <= {ord(wanted) - 100}
 
 
 def test_scoring_waits_for_the_end_of_training(tmp_path):

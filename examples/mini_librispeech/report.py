@@ -288,13 +288,9 @@ def main():
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     args = parser.parse_args()
-<<<<<<< HEAD
-    if args.keep is not None:
-        keep(args.out, args.names, args.keep)
-    try:
-=======
     with exit_in_one_sentence(ValueError):
->>>>>>> 36534746197a1927bf1e199e8a222327b1c822ad
+        if args.keep is not None:
+            keep(args.out, args.names, args.keep)
         print(report(args.out, args.names, args.data))
 
 

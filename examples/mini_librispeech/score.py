@@ -40,6 +40,20 @@ def restore_on_dev(folder, data):
     return model
 
 
+def transcribe(model, manifest, batch_size=16):
+    """Rows of `reference` and `transcript`, in the manifest's order."""
+    audio, texts = read_manifest(manifest)
+    found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
+    return [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
+
+
+def write_rows(rows, file):
+    """Writes scored rows as a JSON list."""
+    with written_beside(file) as part:
+        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    logging.info(f"written: {file}")
+
+
 def score(folder, data, splits=("dev", "test"), batch_size=16):
     """Writes FOLDER/SPLIT.json for each split that has none yet."""
     missing = [split for split in splits if not (folder / f"{split}.json").exists()]
@@ -47,12 +61,7 @@ def score(folder, data, splits=("dev", "test"), batch_size=16):
         return
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
     for split in missing:
-        audio, texts = read_manifest(data / f"{split}.json")
-        found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
-        rows = [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
-        with written_beside(folder / f"{split}.json") as file:
-            file.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        logging.info(f"written: {folder / f'{split}.json'}")
+        write_rows(transcribe(model, data / f"{split}.json", batch_size), folder / f"{split}.json")
 
 
 def main():

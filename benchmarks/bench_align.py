@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 
 import nemo_comat
-from nemo_comat import backends, monotonic_align
+from nemo_comat import monotonic_align
+from nemo_comat.kernels import backends
 
 HERE = Path(__file__).parent
 SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 4096, 1024), (256, 4096, 1024))

@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_comat.backends import BACKENDS
 from nemo_comat.cache import MISSING
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.compress import BLANKS, LABELS, POOLS
+from nemo_comat.kernels.backends import BACKENDS
 from nemo_comat.transfer import LOSSES
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from devices import H200, RTX_3090, T4
 
-from nemo_comat import backends, ctc_viterbi, monotonic_align
+from nemo_comat import ctc_viterbi, monotonic_align
 from nemo_comat.align import _align_batch
+from nemo_comat.kernels import backends
 
 TWO = torch.tensor([2])
 

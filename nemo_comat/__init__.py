@@ -8,8 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "CacheError": "cache",
-    "CachedTeacher": "cache",
+    "CacheError": "teacher",
+    "CachedTeacher": "teacher",
     "ComatCTCModel": "model",
     "ComatCTCModelBPE": "model",
     "ComatHybridRNNTCTCModelBPE": "model",
@@ -18,7 +18,7 @@ _HOME = {
     "CompressAlignTransfer": "comat",
     "ConfigError": "config",
     "Teacher": "teacher",
-    "TeacherCache": "cache",
+    "TeacherCache": "teacher",
     "TeacherError": "teacher",
     "cif_weights": "cif",
     "cosine_score": "transfer",
@@ -35,8 +35,8 @@ _HOME = {
     "sinkhorn": "transport",
     "token_average": "transfer",
     "transfer_loss": "transfer",
-    "write_cache": "cache",
-    "write_index": "cache",
+    "write_cache": "teacher",
+    "write_index": "teacher",
 }
 __all__ = list(_HOME)
 

@@ -13,7 +13,6 @@ from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
-from nemo_comat.cache import build_teacher
 from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
@@ -23,7 +22,7 @@ from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.plot import Alignment
 from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
 from nemo_comat.safe_load import allow_settings, check_checkpoint
-from nemo_comat.teacher import Pending
+from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 
 # NeMo 3.0 restores only classes below prefixes that it knows

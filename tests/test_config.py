@@ -7,9 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_comat import CachedTeacher, Teacher, config
-from nemo_comat.cache import build_teacher
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.pictures import AlignmentPictures
+from nemo_comat.teacher import build_teacher
 from nemo_comat.transfer import Projection, TransferLoss
 
 

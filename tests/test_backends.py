@@ -93,7 +93,8 @@ def test_the_cpu_backend_is_compiled_once_for_all_processes():
     align(backend="cpu")
     viterbi(backend="cpu")
     code = (
-        "import torch; from nemo_comat import align, backends, viterbi; two = torch.tensor([2]);"
+        "import torch; from nemo_comat import align; from nemo_comat.compress import viterbi;"
+        "from nemo_comat.kernels import backends; two = torch.tensor([2]);"
         "align.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
         "viterbi.ctc_viterbi(torch.zeros(1, 2, 4), two, torch.tensor([[1, 2]]), two, blank=0, backend='cpu');"
         "hits = [backends.jit(f).stats.cache_hits for f in (align._align_batch, viterbi._viterbi_batch)];"

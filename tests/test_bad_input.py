@@ -1,7 +1,7 @@
 """Bad data and bad files: a clear error or a counted row, never a NaN in the weights nor a file outside its folder.
 
 More of them is where its subject is: an empty transcript and texts beyond the teacher's length in test_model.py, bad
-manifests in test_manifest.py, teachers with missing files in test_teacher.py, unknown keys and methods in
+manifests in test_manifest.py, teachers with missing files in test_language_model.py, unknown keys and methods in
 test_config.py and test_comat.py, and whatever hypothesis finds in test_fuzz.py.
 """
 

@@ -14,9 +14,7 @@ from test_model import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
 from nemo_comat.align import MonotonicAligner, OneToOneAligner
-from nemo_comat.attention import AttentionCompressor
-from nemo_comat.cif import CIFCompressor
-from nemo_comat.compress import CTCCompressor, FrameCompressor
+from nemo_comat.compress import AttentionCompressor, CIFCompressor, CTCCompressor, FrameCompressor
 from nemo_comat.manifest import ManifestError
 from nemo_comat.transport import SinkhornAligner
 

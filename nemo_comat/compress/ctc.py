@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from nemo_comat.compress.viterbi import NEG_INF, ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
-from nemo_comat.viterbi import NEG_INF, ctc_viterbi, state_labels
 
 LABELS = ("greedy", "forced")
 BLANKS = ("drop", "keep")

@@ -13,10 +13,9 @@ from scripts import load_script
 from test_model import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
-from nemo_comat.align import MonotonicAligner, OneToOneAligner
+from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner
 from nemo_comat.compress import AttentionCompressor, CIFCompressor, CTCCompressor, FrameCompressor
 from nemo_comat.manifest import ManifestError
-from nemo_comat.transport import SinkhornAligner
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"

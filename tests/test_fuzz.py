@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from emulated_viterbi import recursion
-from test_align import oracle
 from test_ctc import slow_compress
+from test_monotonic import oracle
 
 from nemo_comat import (
     CompressAlignTransfer,

@@ -3,7 +3,7 @@
 `monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see mas_cuda.py), `cpu` (numba,
 serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
 `segment_log_softmax` makes of similarities what the search should maximise. `one_to_one_align` is for as many segments
-as tokens, and needs no search; a soft alignment is in transport.py.
+as tokens, and needs no search; a soft alignment is in sinkhorn.py.
 """
 
 import numpy as np

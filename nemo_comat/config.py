@@ -80,7 +80,7 @@ class TransferConfig:
 class ComatConfig:
     """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
 
-    `pictures` is the argument of `nemo_comat.pictures.AlignmentPictures`.
+    `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
     """
 
     weight: float = 3.0

@@ -17,13 +17,13 @@ from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
-from nemo_comat.description import describe
-from nemo_comat.pictures import AlignmentPictures
-from nemo_comat.plot import Alignment
 from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
 from nemo_comat.safe_load import allow_settings, check_checkpoint
 from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
+from nemo_comat.views.description import describe
+from nemo_comat.views.pictures import AlignmentPictures
+from nemo_comat.views.plot import Alignment
 
 # NeMo 3.0 restores only classes below prefixes that it knows
 if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):
@@ -236,7 +236,7 @@ class ComatMixin:
             audio: path of an audio file.
             text: what is said in it.
         Returns:
-            nemo_comat.plot.Alignment.
+            nemo_comat.views.plot.Alignment.
         Raises:
             ValueError: COMAT is off in this model, the audio cannot be read, or no alignment exists (more tokens than
                 segments, or fewer frames than the text needs).
@@ -265,7 +265,7 @@ class ComatMixin:
         Args:
             signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
         Returns:
-            list of nemo_comat.plot.Alignment, None for a row that has none.
+            list of nemo_comat.views.plot.Alignment, None for a row that has none.
         """
         texts = self.transcript_texts(transcript, transcript_len)
         output, features = self._align(signal, signal_len, transcript, transcript_len, texts)

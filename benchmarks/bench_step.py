@@ -52,7 +52,7 @@ from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.config import teacher_arguments
-from nemo_comat.reference import reference_texts
+from nemo_comat.models.reference import reference_texts
 from nemo_comat.teacher import build_teacher
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
 
 
 def export(args):

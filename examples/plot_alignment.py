@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
-from nemo_comat.export import check_nemo_file
+from nemo_comat.models.export import check_nemo_file
 
 
 def draw(args):

@@ -7,10 +7,10 @@ import pytest
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf, open_dict
-from test_model import babbling, train, with_comat
+from test_mixin import babbling, train, with_comat
 
 from nemo_comat import ComatCTCModel, Teacher
-from nemo_comat.characters import CharacterTokenizer
+from nemo_comat.models.characters import CharacterTokenizer
 
 LABELS = [" ", *string.ascii_lowercase, "'"]
 

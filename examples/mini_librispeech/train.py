@@ -30,7 +30,7 @@ from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
 from nemo_comat import ConfigError, TeacherError  # noqa: E402
-from nemo_comat.manifest import ManifestError  # noqa: E402
+from nemo_comat.models.manifest import ManifestError  # noqa: E402
 
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 LOGGED = ("val_wer", "val_loss", "train_ctc_loss", "train_transfer_loss", "train_active_fraction")

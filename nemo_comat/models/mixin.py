@@ -13,12 +13,12 @@ from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
-from nemo_comat.characters import CharacterTokenizer
-from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
-from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
-from nemo_comat.safe_load import allow_settings, check_checkpoint
+from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, class_path
+from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reference_texts
+from nemo_comat.models.safe_load import allow_settings, check_checkpoint
 from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 from nemo_comat.views.description import describe
@@ -79,7 +79,7 @@ class ComatMixin:
         allow_settings()
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
-            self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
+            self._cfg.target = class_path(type(self))
         self.comat, self._teacher, self._started = None, teacher, None
         if teacher is not None:
             block = self._cfg.comat

@@ -31,6 +31,15 @@ setup(
         "demo": ["matplotlib"],
         "bench": ["matplotlib", "monotonic-alignment-search"],
         "export": ["onnx", "onnxruntime"],
-        "test": ["cuda-bindings", "hypothesis", "matplotlib", "nvidia-cuda-nvrtc", "onnxruntime", "pytest", "ruff"],
+        "test": [
+            "cuda-bindings",
+            "hypothesis",
+            "import-linter",
+            "matplotlib",
+            "nvidia-cuda-nvrtc",
+            "onnxruntime",
+            "pytest",
+            "ruff",
+        ],
     },
 )

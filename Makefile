@@ -18,6 +18,7 @@ demo: $(DEMO)/trained
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 test-oldest:

@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 
 import nemo_comat
-from nemo_comat import backends, monotonic_align
+from nemo_comat import monotonic_align
+from nemo_comat.kernels import backends
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 HERE = Path(__file__).parent

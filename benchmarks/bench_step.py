@@ -51,10 +51,10 @@ from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
-from nemo_comat.cache import build_teacher
 from nemo_comat.config import teacher_arguments
+from nemo_comat.models.reference import reference_texts
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
-from nemo_comat.reference import reference_texts
+from nemo_comat.teacher import build_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"

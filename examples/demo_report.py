@@ -10,7 +10,7 @@ from pathlib import Path
 from nemo.collections.asr.metrics.wer import word_error_rate
 
 from nemo_comat import ComatCTCModelBPE, plot_alignment
-from nemo_comat.export import ExportError, check_nemo_file
+from nemo_comat.models.export import ExportError, check_nemo_file
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nemo.collections.asr.models import EncDecHybridRNNTCTCModel
 
-from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 

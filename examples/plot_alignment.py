@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
-from nemo_comat.export import check_nemo_file
-from nemo_comat.model import ComatMixin
+from nemo_comat.models.export import check_nemo_file
+from nemo_comat.models.mixin import ComatMixin
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 

@@ -9,7 +9,7 @@ import soundfile
 from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
-from nemo_comat.audio import read_audio
+from nemo_comat.models.audio import read_audio
 
 LEFT, RIGHT = np.float32([0.5, 0.25, -0.5, 0.0] * 1000), np.float32([0.0, 0.25, 0.5, -1.0] * 1000)
 

@@ -1,7 +1,7 @@
 """Bad data and bad files: a clear error or a counted row, never a NaN in the weights nor a file outside its folder.
 
-More of them is where its subject is: an empty transcript and texts beyond the teacher's length in test_model.py, bad
-manifests in test_manifest.py, teachers with missing files in test_teacher.py, unknown keys and methods in
+More of them is where its subject is: an empty transcript and texts beyond the teacher's length in test_mixin.py, bad
+manifests in test_manifest.py, teachers with missing files in test_language_model.py, unknown keys and methods in
 test_config.py and test_comat.py, and whatever hypothesis finds in test_fuzz.py.
 """
 
@@ -19,7 +19,7 @@ import soundfile
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import OmegaConf
-from test_model import train
+from test_mixin import train
 
 from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector
 
@@ -161,7 +161,7 @@ def saved(manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "in"
     folder.mkdir()
     (folder / "model_config.yaml").write_text("target: nemo.x.Y\nsample_rate: 16000\n")
-    (folder / "comat.yaml").write_text("target: nemo_comat.model.ComatCTCModelBPE\ncomat: {weight: 0.3}\n")
+    (folder / "comat.yaml").write_text("target: nemo_comat.ComatCTCModelBPE\ncomat: {weight: 0.3}\n")
     for name in ("model_weights.ckpt", "comat_weights.ckpt"):
         torch.save({name: torch.ones(2**16)}, folder / name)
     file = folder.parent / "m.nemo"

@@ -8,10 +8,10 @@ from configs import LABELS
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from test_model import babbling, train, with_comat
+from test_mixin import babbling, train, with_comat
 
 from nemo_comat import ComatCTCModel, Teacher
-from nemo_comat.characters import CharacterTokenizer
+from nemo_comat.models.characters import CharacterTokenizer
 
 
 @pytest.fixture

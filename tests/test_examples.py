@@ -10,15 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from scripts import load_script
-from test_model import train
+from test_mixin import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
-from nemo_comat.align import MonotonicAligner, OneToOneAligner
-from nemo_comat.attention import AttentionCompressor
-from nemo_comat.cif import CIFCompressor
-from nemo_comat.compress import CTCCompressor, FrameCompressor
-from nemo_comat.manifest import ManifestError
-from nemo_comat.transport import SinkhornAligner
+from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner
+from nemo_comat.compress import AttentionCompressor, CIFCompressor, CTCCompressor, FrameCompressor
+from nemo_comat.models.manifest import ManifestError
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"

@@ -16,7 +16,7 @@ from omegaconf import open_dict
 from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
-from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
 from nemo_comat.output import OutputError
 
 ROOT = Path(__file__).resolve().parents[1]

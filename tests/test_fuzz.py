@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from emulated_viterbi import recursion
-from test_align import oracle
-from test_compress import slow_compress
+from test_ctc import slow_compress
+from test_monotonic import oracle
 
 from nemo_comat import (
     CompressAlignTransfer,
@@ -311,7 +311,7 @@ def assert_compressed_as_slowly(out, row, hidden, log_probs, frames, targets, to
     assert (out.segments[row, len(wanted) :] == 0).all() and (out.seg_label[row, len(wanted) :] == -1).all()
     tolerance = 8 * torch.finfo(hidden.dtype).eps + 8 * torch.finfo(log_probs.dtype).eps
     for vector, exact in zip(out.segments[row].detach().double().numpy(), wanted):
-        # weights that vanish in float64 are tested in test_compress.py
+        # weights that vanish in float64 are tested in test_ctc.py
         if np.isfinite(exact).all() and np.abs(exact).max(initial=0) < torch.finfo(torch.float32).max / 100:
             np.testing.assert_allclose(vector, exact, rtol=tolerance, atol=tolerance * (1 + largest(hidden)))
 

@@ -6,7 +6,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from test_model import train, with_comat
+from test_mixin import train, with_comat
 
 from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
 

@@ -32,7 +32,7 @@ import speak  # noqa: E402
 import train  # noqa: E402
 
 from nemo_comat import Teacher  # noqa: E402
-from nemo_comat.plot import Alignment  # noqa: E402
+from nemo_comat.views.plot import Alignment  # noqa: E402
 
 TINY = [
     "model.encoder.n_layers=2",

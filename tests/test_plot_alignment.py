@@ -12,7 +12,7 @@ import soundfile
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from scripts import load_script
-from test_model import babbling
+from test_mixin import babbling
 
 from nemo_comat import ComatCTCModelBPE
 

@@ -31,7 +31,7 @@ from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
 from nemo_comat import ConfigError, TeacherError  # noqa: E402
-from nemo_comat.manifest import ManifestError  # noqa: E402
+from nemo_comat.models.manifest import ManifestError  # noqa: E402
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")

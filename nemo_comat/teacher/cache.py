@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.output import written_beside
-from nemo_comat.teacher import Teacher, TeacherError, TeacherOutput, upload
+from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, upload
 
 FORMAT = 1
 INDEX = "index.safetensors"

@@ -12,19 +12,18 @@ from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
-from nemo_comat.audio import read_audio
-from nemo_comat.cache import build_teacher
-from nemo_comat.characters import CharacterTokenizer
-from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, with_comat
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
-from nemo_comat.description import describe
-from nemo_comat.pictures import AlignmentPictures
-from nemo_comat.plot import Alignment
-from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
-from nemo_comat.safe_load import allow_settings, check_checkpoint
-from nemo_comat.teacher import Pending
+from nemo_comat.models.audio import read_audio
+from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, class_path, with_comat
+from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reference_texts
+from nemo_comat.models.safe_load import allow_settings, check_checkpoint
+from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
+from nemo_comat.views.description import describe
+from nemo_comat.views.pictures import AlignmentPictures
+from nemo_comat.views.plot import Alignment
 
 # NeMo 3.0 restores only classes below prefixes that it knows
 if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):
@@ -80,7 +79,7 @@ class ComatMixin:
         allow_settings()
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
-            self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
+            self._cfg.target = class_path(type(self))
         self.comat, self._teacher, self._started = None, teacher, None
         if teacher is not None:
             block = self._cfg.comat
@@ -250,7 +249,7 @@ class ComatMixin:
             audio: path of an audio file, read by `read_audio`.
             text: what is said in it.
         Returns:
-            nemo_comat.plot.Alignment.
+            nemo_comat.views.plot.Alignment.
         Raises:
             ValueError: COMAT is off in this model, the audio cannot be read or has no samples, or no alignment exists
                 (more tokens than segments, or fewer frames than the text needs).
@@ -275,7 +274,7 @@ class ComatMixin:
         Args:
             signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
         Returns:
-            list of nemo_comat.plot.Alignment, None for a row that has none.
+            list of nemo_comat.views.plot.Alignment, None for a row that has none.
         """
         texts = self.transcript_texts(transcript, transcript_len)
         output, features = self._align(signal, signal_len, transcript, transcript_len, texts)

@@ -62,6 +62,18 @@ def with_comat(connector):
     return shared
 
 
+def class_path(cls):
+    """Import path by which files name a class: ours by the public name, which stays when modules are moved.
+
+    Args:
+        cls: a model class.
+    Returns:
+        str.
+    """
+    home = "nemo_comat" if cls.__module__.startswith("nemo_comat.") else cls.__module__
+    return f"{home}.{cls.__name__}"
+
+
 class ComatSaveRestoreConnector(SaveRestoreConnector):
     """Splits our part off when a model is saved and puts it back when one is restored."""
 

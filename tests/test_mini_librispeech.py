@@ -29,6 +29,7 @@ import report  # noqa: E402
 import run  # noqa: E402
 import score  # noqa: E402
 import speak  # noqa: E402
+import step_time  # noqa: E402
 import train  # noqa: E402
 
 from nemo_comat import Teacher  # noqa: E402
@@ -264,6 +265,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     assert token_id.tolist() == [token for row in ids for token in row]
     assert utterance.tolist() == [number for number, row in enumerate(ids) for _ in row]
     assert {n: len(v) for n, v in speech.items()} == {"0": len(token_id), "1": len(token_id)} and len(text) == 1
+
+
+def test_the_time_of_a_step_is_the_sum_of_its_parts(data):
+    found = step_time.measure(data, "cpu_real", 1, [*TINY, "model.train_ds.batch_size=4"])
+    assert all(seconds > 0 for parts in found.values() for seconds in parts.values())
+    row = step_time.table(found).splitlines()[2].split("|")
+    assert row[1:3] == [" float32 ", " 1.00 "]
+    assert sum(map(float, row[4:-1])) == pytest.approx(1, abs=0.03)
 
 
 def check_ngram(tmp_path, folder, data):

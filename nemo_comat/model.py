@@ -19,6 +19,7 @@ from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
 from nemo_comat.description import describe
+from nemo_comat.first_batch import first_batch_warnings
 from nemo_comat.pictures import AlignmentPictures
 from nemo_comat.plot import Alignment
 from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
@@ -81,7 +82,7 @@ class ComatMixin:
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
             self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
-        self.comat, self._teacher, self._started = None, teacher, None
+        self.comat, self._teacher, self._started, self._is_first_batch = None, teacher, None, True
         if teacher is not None:
             block = self._cfg.comat
             feat_in = self._feat_in()
@@ -113,6 +114,7 @@ class ComatMixin:
     def on_train_start(self):
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
+        self._is_first_batch = True
         super().on_train_start()
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
@@ -138,6 +140,11 @@ class ComatMixin:
         teacher = self._teacher_output(transcript, transcript_len, *samples)
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         output = self._comat_output(seen, transcript, transcript_len, teacher)
+        if self._is_first_batch:
+            self._is_first_batch = False
+            texts = self._reference_texts(transcript, transcript_len, *samples)
+            for warning in first_batch_warnings(texts, self._teacher, teacher, output, bad_audio):
+                logging.warning(warning)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds

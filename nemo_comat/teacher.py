@@ -281,6 +281,11 @@ class Teacher:
         """What the teacher reads where the recogniser's tokenizer has no letter: its unknown or its mask token."""
         return self.tokenizer.unk_token or self.tokenizer.mask_token or ""
 
+    @functools.cached_property
+    def unknown_id(self):
+        """Token id of `unknown`; None where there is none."""
+        return self.tokenizer.convert_tokens_to_ids(self.unknown) if self.unknown else None
+
     def _load(self, auto_class, **options):
         try:
             return auto_class.from_pretrained(self.path, **options)

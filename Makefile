@@ -14,10 +14,11 @@ export HF_HUB_OFFLINE = 1
 .PHONY: demo test test-oldest fuzz install clean
 
 demo: $(DEMO)/trained
-	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo
+	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo --overwrite
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 test-oldest:

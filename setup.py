@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nemo_comat*"]),
-    package_data={"nemo_comat": ["*.cu"]},
+    package_data={"nemo_comat.kernels": ["*.cu"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "nemo_toolkit[asr]>=2.7.3,<4",
@@ -31,6 +31,15 @@ setup(
         "demo": ["matplotlib"],
         "bench": ["matplotlib", "monotonic-alignment-search"],
         "export": ["onnx", "onnxruntime"],
-        "test": ["cuda-bindings", "hypothesis", "matplotlib", "nvidia-cuda-nvrtc", "onnxruntime", "pytest", "ruff"],
+        "test": [
+            "cuda-bindings",
+            "hypothesis",
+            "import-linter",
+            "matplotlib",
+            "nvidia-cuda-nvrtc",
+            "onnxruntime",
+            "pytest",
+            "ruff",
+        ],
     },
 )

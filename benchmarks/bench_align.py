@@ -31,7 +31,9 @@ from pathlib import Path
 import torch
 
 import nemo_comat
-from nemo_comat import backends, monotonic_align
+from nemo_comat import monotonic_align
+from nemo_comat.kernels import backends
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 HERE = Path(__file__).parent
 SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 4096, 1024), (256, 4096, 1024))
@@ -326,7 +328,10 @@ def main():
     parser.add_argument("--layout", choices=["text", "frames"], default="text", help="the innermost axis of the scores")
     parser.add_argument("--rounds", type=int, default=7, help="times that each contestant is measured")
     parser.add_argument("--out", type=Path, default=Path("bench_align"), help="folder for align.json and align.svg")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     arguments = parser.parse_args()
+    with exit_in_one_sentence():
+        check_outputs([arguments.out / name for name in ("align.json", "align.svg")], overwrite=arguments.overwrite)
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -340,10 +345,11 @@ def main():
         rows += bench(shape, device, dtype, arguments.layout, arguments.rounds)
         print(f"measured {shape}", flush=True)
     print(table(rows, device.type == "cuda"))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     settings = {"dtype": arguments.dtype, "layout": arguments.layout, "rounds": arguments.rounds}
-    (arguments.out / "align.json").write_text(json.dumps({**place, **settings, "rows": rows}, indent=1) + "\n")
-    chart(rows, f"Monotonic alignment search on {place['machine']}, {arguments.dtype}", arguments.out / "align.svg")
+    with exit_in_one_sentence(), written_beside(arguments.out / "align.json") as file:
+        file.write_text(json.dumps({**place, **settings, "rows": rows}, indent=1) + "\n")
+    with exit_in_one_sentence(), written_beside(arguments.out / "align.svg") as file:
+        chart(rows, f"Monotonic alignment search on {place['machine']}, {arguments.dtype}", file)
     print(f"written: {arguments.out / 'align.json'}, {arguments.out / 'align.svg'}")
     if not all(
         row["valid"] and row["optimal"] for row in rows if "seconds" in row and "nemo_comat" in row["contestant"]

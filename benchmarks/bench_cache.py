@@ -26,6 +26,7 @@ from step_data import random_bert, synthetic_rows
 from tqdm import tqdm
 
 from nemo_comat import CachedTeacher, Teacher, write_cache, write_index
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 MILLIONS = 10
 TEACHER = dict(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, intermediate_size=384)
@@ -112,11 +113,14 @@ def main():
     parser.add_argument("--batches", type=int, default=200, help="batches looked up; MiniLM embeds the first 10")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("bench_cache"), help="folder for cache.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     options = parser.parse_args()
+    with exit_in_one_sentence():
+        check_outputs([options.out / "cache.json"], overwrite=options.overwrite)
+        options.out.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
     texts = [text for _, text in itertools.islice(synthetic_rows(draw, options.seconds), options.texts)]
     batches = [draw.sample(texts, options.batch) for _ in range(options.batches)]
-    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out) as folder, tempfile.TemporaryDirectory() as teacher_folder:
         random_bert(teacher_folder, **TEACHER)
         found = {**where(torch.device("cpu")), "batch": options.batch}
@@ -125,7 +129,8 @@ def main():
             found.update(pool.submit(read, folder, teacher_folder, batches).result())
     found["live_seconds"] = live(batches[:10])
     print(table(found))
-    (options.out / "cache.json").write_text(json.dumps(found, indent=1) + "\n")
+    with exit_in_one_sentence(), written_beside(options.out / "cache.json") as file:
+        file.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nwritten: {options.out / 'cache.json'}")
 
 

@@ -51,9 +51,10 @@ from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
-from nemo_comat.cache import build_teacher
 from nemo_comat.config import teacher_arguments
-from nemo_comat.reference import reference_texts
+from nemo_comat.models.reference import reference_texts
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.teacher import build_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -394,6 +395,7 @@ def read_options(arguments):
     parser.add_argument("--heldout", type=Path, default=CORPUS / "heldout.json", help="manifest for --inference")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("bench_step"), help="folder for step.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     options = parser.parse_args(arguments)
     options.steps = options.steps or (4 if options.device.type == "cuda" else 1)
     return options
@@ -402,6 +404,8 @@ def read_options(arguments):
 def main(arguments=None):
     """Measures, prints the tables, writes step.json and returns what is in it; an interruption keeps what is done."""
     options = read_options(arguments)
+    with exit_in_one_sentence():
+        check_outputs([options.out / "step.json"], overwrite=options.overwrite)
     prepare(options)
     asked = {
         key: str(value) if isinstance(value, (Path, torch.device)) else value for key, value in vars(options).items()
@@ -415,8 +419,8 @@ def main(arguments=None):
     for key, table in TABLES.items():
         if result[key]:
             print(f"\n{table(result[key])}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+    with exit_in_one_sentence(), written_beside(options.out / "step.json") as file:
+        file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwritten: {options.out / 'step.json'}" + ", of an interrupted run" * result["interrupted"])
     return result
 

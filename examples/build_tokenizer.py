@@ -2,6 +2,8 @@
 
     python examples/build_tokenizer.py --manifest=train.json --data_root=tokenizers --vocab_size=128
 
+A tokenizer that is there already is replaced with --overwrite alone: models that were trained with it need it.
+
 The options and the folder's name are those of NeMo's scripts/tokenizers/process_asr_text_tokenizer.py, which is not in
 NeMo's wheel; the tokenizer itself is built by NeMo's `create_spt_model`.
 """
@@ -16,6 +18,10 @@ from pathlib import Path
 
 from nemo.utils import logging
 
+from nemo_comat.output import check_outputs, one_sentence, written_beside
+
+FILES = ("tokenizer.model", "tokenizer.vocab", "vocab.txt")
+
 
 def read_texts(manifests):
     """Transcripts of several manifests, empty ones left out."""
@@ -26,18 +32,21 @@ def read_texts(manifests):
     return [text for text in texts if text]
 
 
-def build_tokenizer(texts, folder, *, vocab_size, spe_type="unigram", character_coverage=1.0, lower_case=True):
+def build_tokenizer(
+    texts, folder, *, vocab_size, spe_type="unigram", character_coverage=1.0, lower_case=True, overwrite=False
+):
     """Writes tokenizer.model, tokenizer.vocab and vocab.txt into a folder.
 
     Args:
         texts: list of strings.
-        folder: made if missing; a tokenizer in it is replaced.
+        folder: made if missing.
         vocab_size: pieces, <unk> included.
         spe_type: SentencePiece's unigram, bpe, char or word.
         character_coverage: share of the characters that get a piece of their own.
         lower_case: bool.
+        overwrite: True where a tokenizer in the folder may be replaced.
     Raises:
-        ValueError: texts is empty.
+        ValueError: texts is empty, or a tokenizer is there already.
         RuntimeError: SentencePiece cannot make so many pieces of so little text.
     """
     from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
@@ -45,6 +54,7 @@ def build_tokenizer(texts, folder, *, vocab_size, spe_type="unigram", character_
     if not texts:
         raise ValueError("there is no text to build a tokenizer from; give manifests whose rows have a text")
     folder = Path(folder).resolve()
+    check_outputs([folder / name for name in FILES], overwrite=overwrite)
     start = Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
         # SentencePiece writes the paths that it is given into the model, so it is given relative ones
@@ -62,9 +72,9 @@ def build_tokenizer(texts, folder, *, vocab_size, spe_type="unigram", character_
             )
         finally:
             os.chdir(start)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.model", "tokenizer.vocab", "vocab.txt"):
-            shutil.copyfile(Path(scratch, "tokenizer", name), folder / name)
+        for name in FILES:
+            with written_beside(folder / name) as file:
+                shutil.copyfile(Path(scratch, "tokenizer", name), file)
 
 
 def parse_args():
@@ -75,6 +85,7 @@ def parse_args():
     parser.add_argument("--spe_type", default="unigram", choices=["unigram", "bpe", "char", "word"])
     parser.add_argument("--spe_character_coverage", type=float, default=1.0)
     parser.add_argument("--no_lower_case", action="store_true", help="keep capitals")
+    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is there already")
     return parser.parse_args()
 
 
@@ -89,9 +100,10 @@ def main():
             spe_type=args.spe_type,
             character_coverage=args.spe_character_coverage,
             lower_case=not args.no_lower_case,
+            overwrite=args.overwrite,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        sys.exit(f"No tokenizer built: {error}")
+        sys.exit(f"No tokenizer built: {one_sentence(error)}")
     logging.info(f"Tokenizer built; train with model.tokenizer.dir={folder}")
 
 

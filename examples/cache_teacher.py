@@ -25,11 +25,12 @@ from speech_to_text_comat import by_characters, check_data, complete
 from tqdm import tqdm
 
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
-from nemo_comat.cache import build_teacher
-from nemo_comat.characters import CharacterTokenizer
 from nemo_comat.config import read_comat_config, teacher_arguments
-from nemo_comat.manifest import ManifestError, manifest_paths
-from nemo_comat.reference import manifest_text, reference_text
+from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.manifest import ManifestError, manifest_paths
+from nemo_comat.models.reference import manifest_text, reference_text
+from nemo_comat.output import one_sentence
+from nemo_comat.teacher import build_teacher
 
 
 class Tokenizer(ASRBPEMixin):
@@ -124,8 +125,8 @@ def main(cfg):
     """Writes the cache."""
     try:
         texts = fill(cfg)
-    except (CacheError, ConfigError, ManifestError, TeacherError) as error:
-        logging.error(str(error))
+    except (CacheError, ConfigError, ManifestError, TeacherError, OSError) as error:
+        logging.error(one_sentence(error))
         sys.exit(1)
     if texts is not None:
         logging.info(f"{cfg.model.comat.teacher.cache} holds {texts} texts; train with the same overrides.")

@@ -1,6 +1,6 @@
 """Shows what a trained model learnt: word error rate, some transcripts, one alignment, and where the checkpoint is.
 
-python examples/demo_report.py MODEL.nemo [--manifest=heldout.json]
+python examples/demo_report.py MODEL.nemo [--manifest=heldout.json] [--out=alignment.png]
 """
 
 import argparse
@@ -10,6 +10,8 @@ from pathlib import Path
 from nemo.collections.asr.metrics.wer import word_error_rate
 
 from nemo_comat import ComatCTCModelBPE, plot_alignment
+from nemo_comat.models.export import ExportError, check_nemo_file
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 
@@ -20,13 +22,20 @@ def read_manifest(path):
     return [str(path.parent / row["audio_filepath"]) for row in rows], [row["text"] for row in rows]
 
 
-def report(model_path, manifest, shown=5):
-    """The report as lines of text; draws the alignment picture beside the checkpoint."""
+def report(model_path, manifest, picture=None, shown=5, overwrite=False):
+    """The report as lines of text; draws the alignment picture, by default beside the checkpoint.
+
+    Raises:
+        ExportError: model_path is no .nemo file. OutputError: picture is there already, and overwrite is False.
+    """
+    check_nemo_file(model_path)
+    picture = picture or model_path.parent / "alignment.png"
+    check_outputs([picture], inputs=[model_path, manifest], overwrite=overwrite)
     model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
     audio, texts = read_manifest(manifest)
     found = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=16, verbose=False)]
-    picture = model_path.parent / "alignment.png"
-    plot_alignment(model.align_text(audio[0], texts[0]), picture, title=texts[0])
+    with written_beside(picture) as file:
+        plot_alignment(model.align_text(audio[0], texts[0]), file, title=texts[0])
     lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * word_error_rate(found, texts):.1f} %", ""]
     for i in list(range(0, len(texts), max(1, len(texts) // shown)))[:shown]:
         lines += [f"  reference   {texts[i]}", f"  transcript  {found[i]}", ""]
@@ -37,12 +46,15 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
     parser.add_argument("model", type=Path, help=".nemo file")
     parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    print("\n".join(report(args.model, args.manifest)))
+    with exit_in_one_sentence(ExportError):
+        print("\n".join(report(args.model, args.manifest, args.out, overwrite=args.overwrite)))
 
 
 if __name__ == "__main__":

@@ -5,39 +5,45 @@
     python examples/export_ctc.py MODEL.nemo my_asr/my_asr.nemo --card --wer "dev: 12.3" \
         --wer runs/comat/seed1/test.json --license cc-by-4.0 --language en --dataset openslr/librispeech_asr
 
+A file that is there already stays, and is replaced with --overwrite alone; MODEL.nemo is never written over.
+
 With --card the folder is ready for a hub: the model, its graphs and a README.md with the hub's metadata. Nothing is
 sent. The graphs take log-mel features [B, F, T] and their lengths [B], and give log-probabilities [B, T, V], the blank
 last.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo.collections.asr.models import EncDecHybridRNNTCTCModel
+
+from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 
 def export(args):
     """Writes what the command line asks for; returns the files written."""
-    card = args.out.parent / "README.md"
     if args.out.suffix != ".nemo":
         raise ExportError(f"OUT must end in .nemo, got {args.out}.")
-    if args.card and card.exists():
-        raise ExportError(f"{card} exists already; remove it, or give OUT in a folder of its own.")
+    card = [args.out.parent / "README.md"] * args.card
+    graphs = [args.out.with_suffix(suffix) for suffix in [".onnx"] * args.onnx + [".ts"] * args.torchscript]
+    check_outputs([args.out, *card, *graphs], inputs=[args.model, *args.wer], overwrite=args.overwrite)
     wer = [read_word_error_rate(given) for given in args.wer]
     model = plain_model(args.model)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    model.save_to(str(args.out))
-    written = [args.out]
-    if args.card:
+    with written_beside(args.out) as file:
+        model.save_to(str(file))
+    for path in card:
         options = dict(wer=wer, license=args.license, language=args.language, datasets=args.dataset)
-        model_card(model, comat_block(args.model), args.out.stem, **options).save(card)
-        written.append(card)
+        with written_beside(path) as file:
+            model_card(model, comat_block(args.model), args.out.stem, **options).save(file)
+    if isinstance(model, EncDecHybridRNNTCTCModel):
+        # else NeMo writes the RNN-T's two graphs, by other names
+        model.cur_decoder = "ctc"
     # last: NeMo's export changes the model
-    for suffix in [".onnx"] * args.onnx + [".ts"] * args.torchscript:
-        written.append(args.out.with_suffix(suffix))
-        model.export(str(written[-1]))
-    return written
+    for path in graphs:
+        with written_beside(path) as file:
+            model.export(str(file))
+    return [args.out, *card, *graphs]
 
 
 def parse_args(arguments=None):
@@ -51,6 +57,7 @@ def parse_args(arguments=None):
     parser.add_argument("--license", help="as the hub names it, such as apache-2.0 or cc-by-4.0")
     parser.add_argument("--language", action="append", default=[], help="code, such as en; repeatable")
     parser.add_argument("--dataset", action="append", default=[], help="hub name of training data; repeatable")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = parser.parse_args(arguments)
     if not args.card and (args.wer or args.license or args.language or args.dataset):
         parser.error("--wer, --license, --language and --dataset go into the model card; give --card too.")
@@ -58,10 +65,8 @@ def parse_args(arguments=None):
 
 
 def main():
-    try:
+    with exit_in_one_sentence(ExportError):
         written = export(parse_args())
-    except ExportError as error:
-        sys.exit(str(error))
     print("\n".join(f"written: {file}" for file in written))
 
 

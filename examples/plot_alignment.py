@@ -3,34 +3,42 @@
     python examples/plot_alignment.py MODEL.nemo AUDIO --text "what is said" --out=alignment.png
     python examples/plot_alignment.py MODEL.nemo AUDIO --decode    # align what the model hears
 
-MODEL.nemo is a file of ours; its teacher must be at hand (installed, a folder, or on the hub).
+MODEL.nemo is a file of ours; its teacher must be at hand (installed, a folder, or on the hub). A picture that is there
+already is replaced with --overwrite alone.
 """
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
-from nemo_comat.export import check_nemo_file
+from nemo_comat.models.export import check_nemo_file
+from nemo_comat.models.mixin import ComatMixin
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 
 def draw(args):
-    """Writes the picture; raises ValueError, TeacherError or ImportError in one sentence where it cannot."""
+    """Writes the picture and returns its path; raises ValueError, TeacherError, ImportError or OSError otherwise."""
     check_nemo_file(args.model)
-    if not args.audio.is_file():
-        raise ValueError(f"{args.audio} does not exist; give an audio file.")
-    if not args.out.absolute().parent.is_dir():
-        raise ValueError(f"Folder {args.out.parent} does not exist; make it, or give another --out.")
+    out = args.out if args.out.suffix else args.out.with_suffix(".png")
+    check_outputs([out], inputs=[args.model, args.audio], overwrite=args.overwrite)
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
-    text = model.transcribe([str(args.audio)], verbose=False)[0].text if args.decode else args.text
+    if not isinstance(model, ComatMixin):
+        raise ValueError(
+            f"{args.model} holds a {type(model).__name__}, which this script cannot align; give one of ours."
+        )
+    # NeMo would read the file otherwise than align_text does: by Lhotse, and with all its channels
+    signal = model.read_audio(args.audio)
+    text = model.transcribe([signal], verbose=False)[0].text if args.decode else args.text
     if not text.strip():
         raise ValueError(
             f"The model hears nothing in {args.audio}; give --text." if args.decode else "--text is empty."
         )
     alignment = model.align_text(str(args.audio), text)
     timed = not all(math.isnan(start) for start, _ in alignment.spans)
-    (plot_utterance if timed else plot_alignment)(alignment, args.out, title=text)
+    with written_beside(out) as file:
+        (plot_utterance if timed else plot_alignment)(alignment, file, title=text)
+    return out
 
 
 def parse_args(arguments=None):
@@ -38,6 +46,7 @@ def parse_args(arguments=None):
     parser.add_argument("model", type=Path, metavar="MODEL.nemo")
     parser.add_argument("audio", type=Path, metavar="AUDIO")
     parser.add_argument("--out", type=Path, default=Path("alignment.png"), help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
     said = parser.add_mutually_exclusive_group(required=True)
     said.add_argument("--text", help="what is said")
     said.add_argument("--decode", action="store_true", help="align the model's own transcript")
@@ -46,11 +55,8 @@ def parse_args(arguments=None):
 
 def main():
     args = parse_args()
-    try:
-        draw(args)
-    except (ValueError, TeacherError, ImportError) as error:
-        sys.exit(str(error))
-    print(f"written: {args.out}")
+    with exit_in_one_sentence(ValueError, TeacherError, ImportError):
+        print(f"written: {draw(args)}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
-from nemo_comat.manifest import ManifestError, check_dataset
-from nemo_comat.resume import Resumable
+from nemo_comat.models.manifest import ManifestError, check_dataset
+from nemo_comat.models.resume import Resumable
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")

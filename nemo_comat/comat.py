@@ -6,12 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nemo_comat.align import MonotonicAligner, OneToOneAligner
-from nemo_comat.attention import AttentionCompressor
-from nemo_comat.cif import CIFCompressor
-from nemo_comat.compress import Compressed, CTCCompressor, FrameCompressor, usable_frames
+from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner, plan_average
+from nemo_comat.compress import (
+    AttentionCompressor,
+    CIFCompressor,
+    Compressed,
+    CTCCompressor,
+    FrameCompressor,
+    usable_frames,
+)
 from nemo_comat.transfer import Projection, TransferLoss, cosine_score, token_average
-from nemo_comat.transport import SinkhornAligner, plan_average
 
 # by `method`; the first is the default
 COMPRESSORS = {"ctc": CTCCompressor, "cif": CIFCompressor, "attention": AttentionCompressor, "none": FrameCompressor}

@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_comat.backends import BACKENDS
-from nemo_comat.cache import MISSING
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.compress import BLANKS, LABELS, POOLS
+from nemo_comat.kernels.backends import BACKENDS
+from nemo_comat.teacher import MISSING
 from nemo_comat.transfer import LOSSES
 
 
@@ -80,7 +80,7 @@ class TransferConfig:
 class ComatConfig:
     """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
 
-    `pictures` is the argument of `nemo_comat.pictures.AlignmentPictures`.
+    `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
     """
 
     weight: float = 3.0
@@ -117,7 +117,7 @@ def read_comat_config(block) -> DictConfig:
 
 
 def teacher_arguments(block):
-    """Arguments of `nemo_comat.cache.build_teacher`: those of `Teacher` and of `CachedTeacher`.
+    """Arguments of `nemo_comat.teacher.build_teacher`: those of `Teacher` and of `CachedTeacher`.
 
     Args:
         block: the ``teacher`` block of a comat block. Its `text` is no argument: whoever gives texts heeds it.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nemo_comat import backends
-from nemo_comat.backends import Device
+from nemo_comat.kernels import backends
+from nemo_comat.kernels.backends import Device
 
 H200 = Device(multiprocessors=132, shared_per_block=232448, shared_per_multiprocessor=233472, capability=90)
 RTX_3090 = Device(multiprocessors=82, shared_per_block=101376, shared_per_multiprocessor=102400, capability=86)

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 def source(kernel):
     """Text that is compiled for a kernel: elements.cu and its own file."""
-    return "".join((HERE.parent / "nemo_comat" / f"{name}.cu").read_text() for name in ("elements", kernel))
+    return "".join((HERE.parent / "nemo_comat" / "kernels" / f"{name}.cu").read_text() for name in ("elements", kernel))
 
 
 def build(entries, library, *, sanitize=True):

@@ -42,8 +42,8 @@ PLANTED = {
 
 def all_instances():
     """Every instance that the launcher can choose: on devices with asynchronous copies and without."""
-    from nemo_comat.align_cuda import COPIES, PLANS, Instance
-    from nemo_comat.backends import ELEMENTS
+    from nemo_comat.kernels.backends import ELEMENTS
+    from nemo_comat.kernels.mas_cuda import COPIES, PLANS, Instance
 
     return [
         Instance(plan, element, copy, asynchronous)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nemo_comat.attention import AttentionCompressor, sinusoids
+from nemo_comat.compress import AttentionCompressor
+from nemo_comat.compress.attention import sinusoids
 
 DIM = 6
 

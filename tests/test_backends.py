@@ -11,8 +11,9 @@ import pytest
 import torch
 from devices import H200, RTX_3090, T4
 
-from nemo_comat import backends, ctc_viterbi, monotonic_align
-from nemo_comat.align import _align_batch
+from nemo_comat import ctc_viterbi, monotonic_align
+from nemo_comat.align.monotonic import _align_batch
+from nemo_comat.kernels import backends
 
 TWO = torch.tensor([2])
 
@@ -92,10 +93,11 @@ def test_the_cpu_backend_is_compiled_once_for_all_processes():
     align(backend="cpu")
     viterbi(backend="cpu")
     code = (
-        "import torch; from nemo_comat import align, backends, viterbi; two = torch.tensor([2]);"
-        "align.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
+        "import torch; from nemo_comat.align import monotonic; from nemo_comat.compress import viterbi;"
+        "from nemo_comat.kernels import backends; two = torch.tensor([2]);"
+        "monotonic.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
         "viterbi.ctc_viterbi(torch.zeros(1, 2, 4), two, torch.tensor([[1, 2]]), two, blank=0, backend='cpu');"
-        "hits = [backends.jit(f).stats.cache_hits for f in (align._align_batch, viterbi._viterbi_batch)];"
+        "hits = [backends.jit(f).stats.cache_hits for f in (monotonic._align_batch, viterbi._viterbi_batch)];"
         "print(*(sum(of.values()) for of in hits))"
     )
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))

@@ -1,7 +1,7 @@
 """Bad data and bad files: a clear error or a counted row, never a NaN in the weights nor a file outside its folder.
 
-More of them is where its subject is: an empty transcript and texts beyond the teacher's length in test_model.py, bad
-manifests in test_manifest.py, teachers with missing files in test_teacher.py, unknown keys and methods in
+More of them is where its subject is: an empty transcript and texts beyond the teacher's length in test_mixin.py, bad
+manifests in test_manifest.py, teachers with missing files in test_language_model.py, unknown keys and methods in
 test_config.py and test_comat.py, and whatever hypothesis finds in test_fuzz.py.
 """
 
@@ -19,7 +19,7 @@ import soundfile
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import OmegaConf
-from test_model import train
+from test_mixin import train
 
 from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector
 
@@ -107,9 +107,7 @@ def test_one_utterance_alone(small_cfg, manifest, tmp_path):
     assert [step["train_active_fraction"] for step in logged] == [1, 1]
 
 
-def test_one_utterance_too_short_for_batch_norm_is_an_error_and_left_out_by_min_duration(
-    small_cfg, manifest, tmp_path
-):
+def test_one_utterance_too_short_for_batch_norm_is_an_error_and_left_out_by_min_duration(small_cfg, manifest, tmp_path):
     short = BAD_ROWS["0.01 s"][0](tmp_path, good_rows(manifest)[0])
     cfg = with_rows(small_cfg, tmp_path, [short])
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
@@ -163,7 +161,7 @@ def saved(manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "in"
     folder.mkdir()
     (folder / "model_config.yaml").write_text("target: nemo.x.Y\nsample_rate: 16000\n")
-    (folder / "comat.yaml").write_text("target: nemo_comat.model.ComatCTCModelBPE\ncomat: {weight: 0.3}\n")
+    (folder / "comat.yaml").write_text("target: nemo_comat.ComatCTCModelBPE\ncomat: {weight: 0.3}\n")
     for name in ("model_weights.ckpt", "comat_weights.ckpt"):
         torch.save({name: torch.ones(2**16)}, folder / name)
     file = folder.parent / "m.nemo"

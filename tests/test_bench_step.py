@@ -1,5 +1,6 @@
 """The benchmark of a training step: what it writes, what it refuses, and what it keeps of an interrupted run."""
 
+import importlib
 import json
 import random
 import sys
@@ -58,6 +59,24 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
     bench_step.main([*SMALL, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "step.json").read_text())
     assert result["interrupted"] and {len(row["seconds"]) for row in result["arms"]} == {1}
+
+
+def test_a_measurement_is_never_lost_to_another(tmp_path, monkeypatch):
+    (tmp_path / "step.json").write_text("mine")
+    monkeypatch.setattr(bench_step, "measure", lambda options, result: pytest.fail("the work was begun"))
+    with pytest.raises(SystemExit, match="step.json exists already; give another place to write to, or --overwrite"):
+        bench_step.main([*SMALL, "--out", str(tmp_path)])
+    assert (tmp_path / "step.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name, file", [("bench_align", "align.svg"), ("bench_cache", "cache.json")])
+def test_the_other_benchmarks_look_first_too(tmp_path, monkeypatch, name, file):
+    script = importlib.import_module(name)
+    (tmp_path / file).write_text("mine")
+    monkeypatch.setattr(script, "where", lambda device: pytest.fail("the work was begun"))
+    monkeypatch.setattr(sys, "argv", [name, "--device=cpu", f"--out={tmp_path}"][:: 1 if name == "bench_align" else 2])
+    with pytest.raises(SystemExit, match=f"{file} exists already; give another place"):
+        script.main()
 
 
 def test_inference_gives_equal_texts(small_cfg, manifest):

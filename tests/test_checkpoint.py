@@ -72,7 +72,7 @@ def test_members_of_the_dual_file(model, tmp_path):
     assert not any("comat" in key for key in torch.load(tmp_path / "out" / "model_weights.ckpt", weights_only=True))
     ours = torch.load(tmp_path / "out" / "comat_weights.ckpt", weights_only=True)
     assert set(ours) == {"comat.projection.layers.0.weight", "comat.projection.layers.0.bias"}
-    assert OmegaConf.load(tmp_path / "out" / "comat.yaml").target == "nemo_comat.model.ComatCTCModelBPE"
+    assert OmegaConf.load(tmp_path / "out" / "comat.yaml").target == "nemo_comat.ComatCTCModelBPE"
     # from the extracted folder too
     connector = ComatSaveRestoreConnector()
     connector.model_extracted_dir = str(tmp_path / "out")
@@ -176,9 +176,9 @@ def test_resume_and_checkpoints_of_exp_manager(small_cfg, tmp_path):
 
 
 def test_a_class_of_the_users_own_is_saved_as_nemos():
-    from nemo_comat.checkpoint import nemo_target
+    from nemo_comat.models.checkpoint import nemo_target
 
-    assert nemo_target("nemo_comat.model.ComatCTCModelBPE").endswith(".EncDecCTCModelBPE")
+    assert nemo_target("nemo_comat.ComatCTCModelBPE").endswith(".EncDecCTCModelBPE")
     with pytest.raises(ValueError, match="descends from no class of NeMo's"):
         nemo_target("collections.OrderedDict")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nemo_comat import cif_weights, quantity_loss
-from nemo_comat.cif import CIFCompressor
+from nemo_comat.compress import CIFCompressor
 
 DIM = 4
 

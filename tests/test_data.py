@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_comat import ComatCTCModelBPE, ConfigError, Teacher
-from nemo_comat.reference import manifest_text
+from nemo_comat.models.reference import manifest_text
 
 # NeMo 3.0.0 asks for the length of a reader that has none, unless this is a number
 LIMITED = ("lhotse tarred", "lhotse tarred by a worker", "lhotse shar")

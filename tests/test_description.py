@@ -8,8 +8,8 @@ from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModelBPE, Teacher, describe
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
-from nemo_comat.description import ALIGN, COMPRESS, TRANSFER, describe_steps
 from nemo_comat.transfer import LOSSES
+from nemo_comat.views.description import ALIGN, COMPRESS, TRANSFER, describe_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 SAID = {

@@ -10,15 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from scripts import load_script
-from test_model import train
+from test_mixin import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
-from nemo_comat.align import MonotonicAligner, OneToOneAligner
-from nemo_comat.attention import AttentionCompressor
-from nemo_comat.cif import CIFCompressor
-from nemo_comat.compress import CTCCompressor, FrameCompressor
-from nemo_comat.manifest import ManifestError
-from nemo_comat.transport import SinkhornAligner
+from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner
+from nemo_comat.compress import AttentionCompressor, CIFCompressor, CTCCompressor, FrameCompressor
+from nemo_comat.models.manifest import ManifestError
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -152,14 +149,39 @@ def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkey
     assert model.tokenizer.ids_to_text(model.tokenizer.text_to_ids(text)) == text
     with pytest.raises(ValueError, match="no text to build a tokenizer from"):
         script.build_tokenizer([], tmp_path, vocab_size=40)
+    # a tokenizer that models were trained with stays
+    folder = tmp_path / "tokenizer_spe_unigram_v40"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(SystemExit, match="No tokenizer built: .*tokenizer.vocab exists already; .* or --overwrite"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
+    script.main()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}/file"])
+    with pytest.raises(SystemExit, match="No tokenizer built: .*file is no folder; give another place"):
+        script.main()
 
 
-def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, tmp_path):
+def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, tmp_path, monkeypatch):
     ComatCTCModelBPE(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
-    lines = load_script("demo_report").report(tmp_path / "m.nemo", CORPUS / "heldout.json")
+    script = load_script("demo_report")
+    lines = script.report(tmp_path / "m.nemo", CORPUS / "heldout.json")
     assert lines[0].startswith("Word error rate on 60 held-out utterances: ") and lines[0].endswith(" %")
     assert sum(line.startswith("  reference") for line in lines) == 5
     assert (tmp_path / "alignment.png").exists() and str(tmp_path / "m.nemo") in lines[-1]
+    (tmp_path / "alignment.png").write_text("mine")
+    for arguments, message in [
+        ([f"{tmp_path}/m.nemo"], "alignment.png exists already; give another place to write to, or --overwrite"),
+        ([f"{tmp_path}/m.nemo", f"--out={tmp_path}/m.nemo", "--overwrite"], "m.nemo is what is read"),
+        ([f"{tmp_path}/gone.nemo"], "gone.nemo does not exist; give a .nemo file"),
+        ([f"{tmp_path}/m.nemo", f"--out={tmp_path}/a.png", "--manifest=gone"], "gone: No such file or directory; give"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["x", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            script.main()
+    assert (tmp_path / "alignment.png").read_text() == "mine"
 
 
 def test_corpus_is_what_it_says():
@@ -276,6 +298,37 @@ def test_cache_teacher_fills_what_training_asks_for(cache_teacher, manifest, wri
     assert (set(texts) == {row["text"] for row in written[1]}) is (text == "manifest")
     with pytest.raises(ConfigError, match="teacher.cache is missing; give"):
         cache_teacher.fill(composed("conformer_ctc_comat", *overrides[1:]))
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(cache_teacher, manifest, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    overrides = [
+        f"model.comat.teacher.cache={tmp_path}/file",
+        f"model.train_ds.manifest_filepath={manifest}",
+        f"model.validation_ds.manifest_filepath={manifest}",
+        f"model.tokenizer.dir={CORPUS / 'tokenizer'}",
+    ]
+    said = []
+    monkeypatch.setattr(cache_teacher.logging, "error", said.append)
+    with pytest.raises(SystemExit):
+        cache_teacher.main(composed("conformer_ctc_comat", *overrides))
+    assert said == [f"{tmp_path}/file: File exists; give another path."]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_demo_corpus_is_replaced_only_when_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    script = load_script("demo_corpus/build_corpus")
+    monkeypatch.setattr(script, "load_tts", lambda: pytest.fail("the work was begun"))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "song.ogg").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["x", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match="song.ogg exists already; give another place to write to, or --overwrite"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit, match="train.json exists already"):
+        script.main()
+    script.check_place(CORPUS, overwrite=True)
 
 
 def test_only_the_first_rank_looks_for_every_audio_file(cache_teacher, manifest, tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """Leaving: the plain .nemo, its graphs and its card, each read back by what will read it elsewhere."""
 
+import copy
 import json
+import sys
 import tarfile
 from pathlib import Path
 
+import configs
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
@@ -12,8 +15,9 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import open_dict
 from scripts import load_script
 
-from nemo_comat import ComatCTCModelBPE
-from nemo_comat.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
+from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.output import OutputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
@@ -174,14 +178,63 @@ def test_mistakes_get_one_sentence(script, exported, tmp_path, capsys):
         ([model, f"{tmp_path}/m.onnx"], "OUT must end in .nemo, got .*m.onnx"),
         ([f"{tmp_path}/gone.nemo", f"{tmp_path}/m.nemo"], "gone.nemo does not exist"),
         ([f"{tmp_path}/x.json", f"{tmp_path}/m.nemo"], "x.json is no archive; give a .nemo file"),
-        ([model, f"{tmp_path}/m.nemo", "--card"], "README.md exists already; remove it, or give"),
+        ([model, f"{tmp_path}/m.nemo", "--card"], "README.md exists already; give another place .* or --overwrite"),
+        ([model, model], "dual.nemo is what is read; give another place to write to"),
+        ([model, f"{exported[1]}/x/../dual.nemo", "--overwrite"], "dual.nemo is what is read"),
+        ([model, f"{tmp_path}/x.json/m.nemo"], "x.json is no folder; give another place"),
         ([model, f"{tmp_path}/y/m.nemo", "--card", "--wer", "12.3"], "'NAME: PERCENT', .*got '12.3'"),
         ([model, f"{tmp_path}/y/m.nemo", "--card", "--wer", f"{tmp_path}/x.json"], "x.json is no JSON list of rows"),
     ]:
-        with pytest.raises(ExportError, match=message) as error:
+        with pytest.raises((ExportError, OutputError), match=message) as error:
             script.export(script.parse_args(arguments))
         assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.nemo")) and (tmp_path / "README.md").read_text() == "mine"
     with pytest.raises(SystemExit):
         script.parse_args([model, "m.nemo", "--wer", "dev: 1"])
     assert "give --card too" in capsys.readouterr().err
+
+
+def test_what_is_there_is_replaced_only_when_told(script, exported, tmp_path):
+    model = str(exported[1] / "dual.nemo")
+    before = Path(model).read_bytes()
+    names = ("m.nemo", "m.onnx", "m.ts", "README.md")
+    arguments = [model, f"{tmp_path}/m.nemo", "--onnx", "--torchscript", "--card"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(OutputError, match=f"{name} exists already; give another place .* or --overwrite"):
+            script.export(script.parse_args(arguments))
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+        (tmp_path / name).unlink()
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    written = script.export(script.parse_args([*arguments, "--overwrite"]))
+    assert {path.name for path in written} == set(names) == {path.name for path in tmp_path.iterdir()}
+    assert all(path.read_bytes() != b"mine" for path in written)
+    assert Path(model).read_bytes() == before
+
+
+def test_a_failed_export_leaves_what_was_there(script, exported, tmp_path, monkeypatch):
+    (tmp_path / "m.nemo").write_text("mine")
+
+    def full(self, path):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(EncDecCTCModelBPE, "save_to", full)
+    monkeypatch.setattr(sys, "argv", ["x", str(exported[1] / "dual.nemo"), f"{tmp_path}/m.nemo", "--overwrite"])
+    with pytest.raises(SystemExit, match="m.nemo: No space left on device; make room, or give another place."):
+        script.main()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.nemo", "mine")]
+
+
+def test_the_graph_of_a_hybrid_model_is_its_ctc_decoders(script, base_cfg, exported, tmp_path):
+    model = ComatHybridRNNTCTCModelBPE(cfg=configs.hybrid(copy.deepcopy(base_cfg).model)).eval()
+    model.save_to(str(tmp_path / "dual.nemo"))
+    written = script.export(script.parse_args([f"{tmp_path}/dual.nemo", f"{tmp_path}/out/m.nemo", "--torchscript"]))
+    assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    features, length = exported[2:4]
+    with torch.no_grad():
+        encoded, encoded_len = model.encoder(audio_signal=features, length=length)
+        log_probs = model.ctc_decoder(encoder_output=encoded)
+    graph = torch.jit.load(str(tmp_path / "out" / "m.ts"))
+    assert_close(graph(features, length), log_probs, encoded_len)

@@ -5,8 +5,8 @@ import torch
 from test_limits import restate, save, text_of
 
 from nemo_comat import CachedTeacher, CompressAlignTransfer, Teacher, write_cache, write_index
-from nemo_comat.first_batch import first_batch_warnings
 from nemo_comat.teacher import Pending
+from nemo_comat.views.first_batch import first_batch_warnings
 
 FRAMES, VOCABULARY = 12, 6
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from emulated_viterbi import recursion
-from test_align import oracle
-from test_compress import slow_compress
+from test_ctc import slow_compress
+from test_monotonic import oracle
 
 from nemo_comat import (
     CompressAlignTransfer,
@@ -265,9 +265,7 @@ def test_ctc_compress(data):
     target_len = lengths(draw, batch, tokens if vocab else 0)
     targets = lengths(draw, batch * tokens, max(0, vocab - 1)).view(batch, tokens)
     labels, blanks, pool = (draw(st.sampled_from(options)) for options in (LABELS, BLANKS, POOLS))
-    arguments = dict(
-        blank=blank, labels=labels, blanks=blanks, pool=pool, targets=targets, target_len=target_len
-    )
+    arguments = dict(blank=blank, labels=labels, blanks=blanks, pool=pool, targets=targets, target_len=target_len)
     if draw(MISTAKE):
         mistake = draw(st.sampled_from(["frame_len", "frames", "integers", "labels", "blanks", "pool", "blank"]))
         event(f"mistake: {mistake}")
@@ -313,7 +311,7 @@ def assert_compressed_as_slowly(out, row, hidden, log_probs, frames, targets, to
     assert (out.segments[row, len(wanted) :] == 0).all() and (out.seg_label[row, len(wanted) :] == -1).all()
     tolerance = 8 * torch.finfo(hidden.dtype).eps + 8 * torch.finfo(log_probs.dtype).eps
     for vector, exact in zip(out.segments[row].detach().double().numpy(), wanted):
-        # weights that vanish in float64 are tested in test_compress.py
+        # weights that vanish in float64 are tested in test_ctc.py
         if np.isfinite(exact).all() and np.abs(exact).max(initial=0) < torch.finfo(torch.float32).max / 100:
             np.testing.assert_allclose(vector, exact, rtol=tolerance, atol=tolerance * (1 + largest(hidden)))
 
@@ -354,9 +352,7 @@ def test_transfer_loss(data):
             loss, token_id = "contrastive", torch.zeros(batch, tokens + 1, dtype=torch.int64)
         if mistake == "dim":
             student, teacher = torch.zeros(batch, tokens), torch.zeros(batch, tokens)
-        return refused(
-            transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id
-        )
+        return refused(transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
     check = untouched(student, teacher, mask)
     out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
     out.sum().backward()

@@ -1,46 +1,19 @@
 """Hybrid RNN-T and CTC models by the mixin: COMAT goes by the CTC decoder."""
 
+import configs
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
-from omegaconf import OmegaConf, open_dict
-from test_model import train, with_comat
+from omegaconf import OmegaConf
+from test_mixin import train, with_comat
 
 from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
-
-HYBRID = """
-model_defaults: {enc_hidden: 32, pred_hidden: 24, joint_hidden: 24}
-aux_ctc:
-  ctc_loss_weight: 0.3
-  use_cer: false
-  ctc_reduction: mean_batch
-  decoder: {_target_: nemo.collections.asr.modules.ConvASRDecoder, feat_in: null, num_classes: -1, vocabulary: []}
-  decoding: {strategy: greedy_batch}
-decoder:
-  _target_: nemo.collections.asr.modules.RNNTDecoder
-  normalization_mode: null
-  random_state_sampling: false
-  blank_as_pad: true
-  prednet: {pred_hidden: 24, pred_rnn_layers: 1, t_max: null, dropout: 0.0}
-joint:
-  _target_: nemo.collections.asr.modules.RNNTJoint
-  log_softmax: null
-  preserve_memory: false
-  fuse_loss_wer: false
-  fused_batch_size: 4
-  jointnet: {joint_hidden: 24, activation: relu, dropout: 0.0}
-decoding: {strategy: greedy_batch, greedy: {max_symbols: 3}}
-loss: {loss_name: pytorch}  # the default one is compiled for a minute
-"""
 
 
 @pytest.fixture
 def hybrid_cfg(small_cfg):
-    with open_dict(small_cfg):
-        for key in ("decoder", "ctc_reduction"):
-            small_cfg.pop(key)
-        return OmegaConf.merge(small_cfg, OmegaConf.create(HYBRID))
+    return configs.hybrid(small_cfg)
 
 
 def test_a_hybrid_model_trains(hybrid_cfg):

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from nemo_comat import CachedTeacher, Teacher, TeacherError, write_cache, write_index
-from nemo_comat.limits import NO_LIMIT, find_limits, is_limit
+from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
 
 ROWS = 40  # of position tables
 WORDS = ["the", "dog", "runs", "a", "cat", "sleeps"]

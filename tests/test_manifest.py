@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_comat.manifest import ManifestError, check_dataset, check_manifest
+from nemo_comat.models.manifest import ManifestError, check_dataset, check_manifest
 
 
 def write(folder, *rows):
@@ -49,7 +49,7 @@ def test_missing_manifest(tmp_path):
 
 def test_empty_transcripts_are_counted(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("nemo_comat.manifest.logging", type("L", (), {"warning": staticmethod(said.append)}))
+    monkeypatch.setattr("nemo_comat.models.manifest.logging", type("L", (), {"warning": staticmethod(said.append)}))
     row = {"audio_filepath": "a.wav", "text": "x"}
     check_manifest(write(tmp_path, row, {**row, "text": " "}, row, {**row, "text": ""}))
     assert len(said) == 1 and "2 empty transcripts, the first in line 2" in said[0]

@@ -1,6 +1,7 @@
 """The recipe: data in its three forms, arms that differ in what they should, stop and resume, and the report's sums."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,9 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
 import alignments  # noqa: E402
+import features  # noqa: E402
 import gradients  # noqa: E402
+import ngram  # noqa: E402
 import prepare  # noqa: E402
 import probe  # noqa: E402
 import report  # noqa: E402
@@ -29,7 +32,7 @@ import speak  # noqa: E402
 import train  # noqa: E402
 
 from nemo_comat import Teacher  # noqa: E402
-from nemo_comat.plot import Alignment  # noqa: E402
+from nemo_comat.views.plot import Alignment  # noqa: E402
 
 TINY = [
     "model.encoder.n_layers=2",
@@ -84,6 +87,58 @@ def test_librispeech_folders_and_tarballs(tmp_path, packed):
     assert (tmp_path / "data" / "tokenizer" / "tokenizer.model").exists()
 
 
+def test_what_is_there_is_replaced_only_when_told(data, manifest, tmp_path, monkeypatch):
+    source = tmp_path / "data"
+    shutil.copytree(data, source)
+    before = {path: path.read_bytes() for path in source.rglob("*.json")}
+    for arguments, message in [
+        ([f"--out={source}", str(source), "--overwrite"], "train.json is what is read; give another place"),
+        ([f"--out={source}", str(data)], "train.json exists already; give another place .* or --overwrite"),
+        ([f"--out={source}/train.json/x", str(data)], "train.json.*: Not a directory; give another path"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["prepare.py", "--vocab_size=40", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            prepare.main()
+    assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
+    (source / "train.json").write_text("old")
+    prepare.prepare([data], source, vocab_size=40, overwrite=True)
+    assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
+    # a folder that unpacking would write into is another's
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(data, "x")
+    (source / "audio" / "x").mkdir(parents=True)
+    with pytest.raises(prepare.PrepareError, match="audio/x is there already, and is no whole unpacked x.tar.gz"):
+        prepare.unpack(tmp_path / "x.tar.gz", source)
+
+
+def test_files_of_one_name_are_decoded_apart_and_once(tmp_path):
+    rows = []
+    for number in (1, 2):
+        (tmp_path / f"{number}").mkdir()
+        soundfile.write(tmp_path / f"{number}" / "a.flac", np.full(160, number / 4), 16000)
+        rows.append({"audio_filepath": f"{tmp_path}/{number}/a.flac", "text": f"{number}"})
+    found = prepare.decode(rows, tmp_path / "wav")
+    for number, row in zip((1, 2), found):
+        samples, rate = soundfile.read(row["audio_filepath"])
+        assert rate == 16000 and samples == pytest.approx(number / 4) and row["text"] == f"{number}"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()}
+    assert prepare.decode(rows, tmp_path / "wav") == found and len(times) == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()} == times
+
+
+def test_speaking_never_writes_over_the_transcripts(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(speak, "load_tts", lambda: pytest.fail("the work was begun"))
+    before = (data / "train.json").read_bytes()
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "00000.ogg").write_text("mine")
+    for out, message in ((data, "train.json is what is read"), (tmp_path, "00000.ogg exists already")):
+        arguments = [f"--data={data}", f"--out={out}", *["--overwrite"] * (out == data)]
+        monkeypatch.setattr(sys, "argv", ["speak.py", "--minutes=train:1,dev:1", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            speak.main()
+    assert (data / "train.json").read_bytes() == before
+
+
 def test_manifests_are_taken_as_they_are(data, manifest):
     rows = Path(manifest).read_text().splitlines()
     assert [json.loads(line) for line in (data / "dev.json").read_text().splitlines()] == list(map(json.loads, rows))
@@ -95,6 +150,45 @@ def test_what_is_missing_is_said(tmp_path):
     librispeech(tmp_path / "source", {"train-clean-5": ["ONE"]})
     with pytest.raises(prepare.PrepareError, match="No dev.json and no folder dev-clean-2 .* by --dev"):
         prepare.prepare([tmp_path / "source"], tmp_path / "data")
+
+
+def test_a_part_of_training_is_the_same_each_time_and_in_order():
+    rows = [{"duration": 60 + n % 7} for n in range(100)]
+    part = prepare.part_of(rows, 0.5)
+    seconds = sum(row["duration"] for row in part)
+    assert 1800 <= seconds < 1800 + 67 and part == prepare.part_of(rows, 0.5)
+    places = [next(n for n, row in enumerate(rows) if row is kept) for kept in part]
+    assert places == sorted(places) and min(places) < 25 and max(places) > 75
+    assert prepare.part_of(rows, 10) == rows
+
+
+def test_decoded_audio_has_the_samples_it_had(tmp_path):
+    samples = np.random.default_rng(0).integers(-9000, 9000, 1600).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", samples, 16000)
+    (row,) = prepare.decode([{"audio_filepath": str(tmp_path / "a.flac"), "text": "a"}], tmp_path / "wav")
+    assert row["text"] == "a" and Path(row["audio_filepath"]).suffix == ".wav"
+    assert (soundfile.read(row["audio_filepath"], dtype="int16")[0] == samples).all()
+
+
+def test_features_are_computed_once_and_are_the_same():
+    calls = []
+
+    def forward(input_signal, length):
+        calls.append(len(length))
+        features = torch.stack([input_signal[:, ::10], 2 * input_signal[:, ::10]], 1)
+        frames = (length + 9) // 10
+        ended = torch.arange(features.shape[2]) >= frames[:, None]
+        return features.masked_fill(ended[:, None], 0), frames
+
+    remember = features.remembered(forward)
+    signal, length = torch.randn(3, 100), torch.tensor([100, 42, 77])
+    for rows in ([0, 1, 2], [2, 1], [1]):
+        longest = int(length[rows].max())
+        signals = signal[rows, :longest]
+        got, frames = remember(input_signal=signals, length=length[rows])
+        expected, expected_frames = forward(input_signal=signals, length=length[rows])
+        assert torch.equal(got, expected) and torch.equal(frames, expected_frames)
+    assert calls == [3, 3, 2, 1]  # of `remember` only the first call computes
 
 
 def test_texts_to_speak_are_cut_in_order():
@@ -157,6 +251,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
         json.loads(line)["text"] for line in (data / "test.json").read_text().splitlines()
     ]
     assert report.report(tmp_path, ["parts"]).count("| parts |") == 1
+    check_ngram(tmp_path, folder, data)
     pull = gradients.measure(folder, data, batches=1)
     assert pull["active"] == 1 and 0 < pull["ratio"] < 1 and abs(pull["cosine"]) <= 1
     started = train.train("ctc", "next", 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=1"], folder.parent)
@@ -169,6 +264,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     assert token_id.tolist() == [token for row in ids for token in row]
     assert utterance.tolist() == [number for number, row in enumerate(ids) for _ in row]
     assert {n: len(v) for n, v in speech.items()} == {"0": len(token_id), "1": len(token_id)} and len(text) == 1
+
+
+def check_ngram(tmp_path, folder, data):
+    """An n-gram model that knows one token only turns every transcript into repetitions of it, at a great weight."""
+    tokenizer = score.restore_on_dev(folder, data).tokenizer
+    characters = ngram.as_characters(tokenizer, "a b").split()
+    assert [ord(c) - 100 for c in characters] == tokenizer.text_to_ids("a b")
+    wanted = characters[0]
+    lines = [f"{0 if chr(n + 100) == wanted else -99}\t{chr(n + 100)}\t0\n" for n in range(tokenizer.vocab_size)]
+    unigrams = ["-99\t<unk>\t0\n", "-99\t<s>\t0\n", "-99\t</s>\n", *lines]
+    head = f"\\data\\\nngram 1={len(unigrams)}\nngram 2=1\n\n\\1-grams:\n"
+    arpa = [head, *unigrams, f"\n\\2-grams:\n0\t<s> {wanted}\n\n\\end\\\n"]
+    (tmp_path / "one.arpa").write_text("".join(arpa))
+    target, wers = ngram.score_with(folder, data, tmp_path / "one.arpa", alphas=[0.0, 100.0])
+    rows = json.loads((folder / "dev.json").read_text())
+    assert wers[0.0] == report.rate(report.errors(rows))
+    best = json.loads((target / "run.json").read_text())["language_model"]["alpha"]
+    assert best == min(wers, key=wers.get) and target == tmp_path / "parts_ngram" / "seed1"
+    kept = tmp_path / "kept"
+    report.keep(tmp_path, ["parts_ngram"], kept)
+    assert not list(kept.rglob("*.nemo")) and (kept / "parts_ngram" / "seed1" / "dev.json.gz").exists()
+    assert report.report(kept) == report.report(tmp_path, ["parts_ngram"])
+    model = score.restore_on_dev(folder, data)
+    ngram.use_language_model(model, tmp_path / "one.arpa", 100.0)
+    said = {
+        token
+        for row in score.transcribe(model, data / "dev.json")
+        for token in model.tokenizer.text_to_ids(row["transcript"])
+    }
+    assert said <= {ord(wanted) - 100}
 
 
 def test_scoring_waits_for_the_end_of_training(tmp_path):
@@ -190,6 +315,17 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
     assert run.run_all(args) == [("comat", 1)]
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+def test_overrides_reach_a_run_as_they_were_given(tmp_path, monkeypatch):
+    given = ["model.optim.lr=$(touch hacked)", "model.x='a \"b\" & c'", "data with spaces", "*"]
+    keep = "import json, pathlib, sys; pathlib.Path('given.json').write_text(json.dumps(sys.argv[1:]))"
+    # stands for training and scoring
+    monkeypatch.setattr(run, "commands", lambda args, arm, seed: [["true"], [sys.executable, "-c", keep, *given]])
+    monkeypatch.chdir(tmp_path)
+    assert run.run_all(Namespace(out=tmp_path / "runs", arms=["ctc"], seeds=[1], jobs=1)) == []
+    assert json.loads((tmp_path / "given.json").read_text()) == given
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_stopping_the_table_stops_its_runs(data, tmp_path):

@@ -9,7 +9,7 @@ from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from test_model import ROOT, Recorder, babbling, quiet_trainer, train
+from test_mixin import ROOT, Recorder, babbling, quiet_trainer, train
 
 from nemo_comat import ComatCTCModelBPE
 

@@ -12,7 +12,7 @@ import pytest
 import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).resolve().parents[1]
-MODULES = sorted((ROOT / "nemo_comat").glob("*.py"))
+MODULES = sorted((ROOT / "nemo_comat").rglob("*.py"))
 
 
 def test_the_functions_on_tensors_do_not_import_nemo():
@@ -47,7 +47,7 @@ def test_public_docstrings(name):
         assert not takes_tensors or re.search(r"\[B, ", doc)
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_public_definition_has_a_docstring(file):
     tree = ast.parse(file.read_text())
     assert ast.get_docstring(tree)

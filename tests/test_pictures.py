@@ -16,8 +16,8 @@ from omegaconf import open_dict
 from PIL import Image
 
 from nemo_comat import ComatCTCModelBPE, Teacher, write_cache, write_index
-from nemo_comat import pictures as module
-from nemo_comat.pictures import AlignmentPictures, send_image, takes_images
+from nemo_comat.views import pictures as module
+from nemo_comat.views.pictures import AlignmentPictures, send_image, takes_images
 
 ONE = {"limit_train_batches": 1, "limit_val_batches": 1}
 

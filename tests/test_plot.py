@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from nemo_comat.plot import COLOURS, Alignment, _spread, alignment_image, plot_alignment, plot_utterance
+from nemo_comat.views.plot import COLOURS, Alignment, _spread, alignment_image, plot_alignment, plot_utterance
 
 ALIGNMENT = Alignment(
     score=torch.rand(5, 3, generator=torch.Generator().manual_seed(0)),

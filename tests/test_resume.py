@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from nemo_comat import ComatCTCModelBPE
-from nemo_comat.resume import EpochSampler, Resumable, is_shuffled, random_state, set_random_state
+from nemo_comat.models.resume import EpochSampler, Resumable, is_shuffled, random_state, set_random_state
 
 
 class Stopper(pl.Callback):

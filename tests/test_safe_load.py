@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from test_bad_input import Evil
 
 from nemo_comat import ComatCTCModelBPE
-from nemo_comat.resume import random_state
-from nemo_comat.safe_load import check_checkpoint
+from nemo_comat.models.resume import random_state
+from nemo_comat.models.safe_load import check_checkpoint
 
 
 @pytest.fixture(scope="module")

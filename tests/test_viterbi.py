@@ -10,7 +10,8 @@ import pytest
 import torch
 from devices import DEVICES, H200, T4, cramped, cubin_size, to_gpu
 
-from nemo_comat import ctc_viterbi, viterbi_cuda
+from nemo_comat import ctc_viterbi
+from nemo_comat.kernels import viterbi_cuda
 
 BLANK = 3
 INF = float("inf")
@@ -224,7 +225,7 @@ def test_bad_arguments_are_refused():
 
 @BACKENDS
 def test_rows_out_of_range_that_were_not_checked_have_no_path(monkeypatch, backend):
-    monkeypatch.setattr("nemo_comat.viterbi._check", lambda *arguments: None)
+    monkeypatch.setattr("nemo_comat.compress.viterbi._check", lambda *arguments: None)
     log_probs, targets = torch.zeros(7, 4, 4), torch.zeros(7, 2, dtype=torch.long)
     targets[:, 1] = torch.tensor([1, 1, 1, 1, 1, 4, -1])
     frame_len, target_len = torch.tensor([4, 5, -1, 4, 4, 4, 4]), torch.tensor([2, 2, 2, 3, -1, 2, 2])

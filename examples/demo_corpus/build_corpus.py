@@ -4,8 +4,8 @@ The sentences in ``sentences.txt`` (training) and ``sentences_heldout.txt`` (hel
 default voice of hibari-tts, a small offline text-to-speech package. Each utterance gets its own speaking rate,
 level and a little background noise, and is stored as 16 kHz mono Ogg Opus::
 
-    pip install hibari-tts==0.2.1 soundfile soxr tqdm nemo_toolkit[asr]
-    python examples/demo_corpus/build_corpus.py                      # rebuild in place
+    pip install hibari-tts==0.2.1 soxr                               # beside nemo_comat
+    python examples/demo_corpus/build_corpus.py --overwrite          # rebuild in place
     python examples/demo_corpus/build_corpus.py --out my_corpus      # or elsewhere
 
 Files written under ``--out``: ``train/NNNN.ogg``, ``heldout/NNNN.ogg``, the manifests ``train.json`` and
@@ -29,7 +29,9 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from build_tokenizer import build_tokenizer  # noqa: E402
+from build_tokenizer import FILES, build_tokenizer  # noqa: E402
+
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
 
 SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
 
@@ -146,7 +148,7 @@ def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> f
         stale.unlink()
     split_id = list(SPLITS).index(name)
     total = 0.0
-    with open(out / f"{name}.json", "w", encoding="utf-8", newline="\n") as manifest:
+    with written_beside(out / f"{name}.json") as file, open(file, "w", encoding="utf-8", newline="\n") as manifest:
         for number, sentence in enumerate(tqdm(sentences, desc=name, unit="utt"), 1):
             rng = np.random.default_rng([seed, split_id, number])
             relative = f"{name}/{number:04d}.ogg"
@@ -163,18 +165,33 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the script's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus there, its *.ogg files included")
     return parser.parse_args()
 
 
 def main() -> None:
     """Build both splits and the tokenizer, then print a summary."""
     args = parse_args()
+    with exit_in_one_sentence():
+        build(args)
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Refuse to replace a corpus, or audio of any kind in its folders, unless told to."""
+    written = [out / f"{name}.json" for name in SPLITS] + [out / "tokenizer" / name for name in FILES]
+    audio = [file for name in SPLITS for file in sorted((out / name).glob("*.ogg"))]
+    check_outputs(written + audio, overwrite=overwrite)
+
+
+def build(args: argparse.Namespace) -> None:
+    """Build what the command line asks for, then print a summary."""
     texts = {name: read_sentences(HERE / file_name) for name, file_name in SPLITS.items()}
     check_splits(texts["train"], texts["heldout"])
     out = args.out.resolve()
+    check_place(out, args.overwrite)
     tts = load_tts()
     seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
-    build_tokenizer(texts["train"], out / "tokenizer", vocab_size=args.vocab_size)
+    build_tokenizer(texts["train"], out / "tokenizer", vocab_size=args.vocab_size, overwrite=args.overwrite)
     for name, sentences in texts.items():
         size = sum(f.stat().st_size for f in (out / name).glob("*.ogg"))
         print(

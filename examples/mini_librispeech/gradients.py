@@ -14,7 +14,7 @@ import torch
 from nemo.utils import logging
 from score import restore_on_dev
 
-from nemo_comat.model import captured
+from nemo_comat.models.mixin import captured
 from nemo_comat.transfer import reduce_rows
 
 

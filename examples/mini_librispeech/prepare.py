@@ -8,12 +8,19 @@
 Each source is a folder with train.json, dev.json and test.json (taken as they are), a folder in LibriSpeech's layout
 (…/SPLIT/speaker/chapter/*.flac with *.trans.txt), or a tarball of one. --download fetches Mini LibriSpeech and
 test-clean (about 0.8 GB, CC BY 4.0) from OpenSLR 31 and 12. DATA gets train.json, dev.json, test.json and tokenizer/.
+--decode writes the audio there as WAV, which takes a thirtieth of Opus's time to read. --hours keeps a part of the
+training speech, drawn from all its speakers, the same at each call.
+What was downloaded or unpacked is not fetched or unpacked again; manifests and a tokenizer that are there already are
+replaced with --overwrite alone.
 """
 
 import argparse
+import hashlib
 import json
+import random
 import sys
 import tarfile
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -22,7 +29,9 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from build_tokenizer import build_tokenizer  # noqa: E402
+from build_tokenizer import FILES, build_tokenizer  # noqa: E402
+
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
 
 SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
 RESOURCES = {"train": 31, "dev": 31, "test": 12}
@@ -54,10 +63,17 @@ def unpack(source, out):
     if not source.is_file() or not tarfile.is_tarfile(source):
         raise PrepareError(f"{source} is neither a folder nor a tarball; give what holds the audio or the manifests.")
     folder = out / "audio" / source.name.split(".")[0]
-    if not (folder / "unpacked").exists():
+    if (folder / "unpacked").exists():
+        return folder
+    if folder.exists():
+        raise PrepareError(f"{folder} is there already, and is no whole unpacked {source.name}; remove or rename it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        inside = Path(beside, folder.name)
         with tarfile.open(source) as archive:
-            archive.extractall(folder, filter="data")
-        (folder / "unpacked").touch()
+            archive.extractall(inside, filter="data")
+        (inside / "unpacked").touch()
+        inside.rename(folder)
     return folder
 
 
@@ -100,22 +116,59 @@ def find_rows(folders, split, directory):
     )
 
 
-def prepare(sources, out, directories=SPLITS, vocab_size=128):
+def part_of(rows, hours):
+    """Rows of about so many hours, drawn at random with a fixed seed and in their order; all where there are fewer."""
+    left, kept = hours * 3600, set()
+    for index in random.Random(0).sample(range(len(rows)), len(rows)):
+        if left <= 0:
+            break
+        left -= rows[index]["duration"]
+        kept.add(index)
+    return [row for index, row in enumerate(rows) if index in kept]
+
+
+def decode(rows, folder):
+    """Writes each row's audio as 16-bit WAV in a folder, once; returns the rows that name it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoded = []
+    for row in tqdm(rows, desc=f"decoding {folder.name}", unit="file"):
+        source = row["audio_filepath"]
+        # files of one name lie in several folders, and those of another corpus may have been decoded here before
+        which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+        file = folder / f"{Path(source).stem}-{which}.wav"
+        if not file.exists():
+            samples, rate = soundfile.read(source, dtype="int16")
+            with written_beside(file) as part:
+                soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
+        decoded.append({**row, "audio_filepath": str(file.resolve())})
+    return decoded
+
+
+def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=False, overwrite=False):
     """Writes OUT/train.json, dev.json, test.json and tokenizer/; returns the rows by split.
 
     Args:
         sources: folders or tarballs. out: folder. directories: LibriSpeech folder name of each split.
-        vocab_size: pieces of the tokenizer.
+        vocab_size: pieces of the tokenizer. hours: of training audio to keep, None = all. wav: decode all audio to WAV.
+        overwrite: True where what is there already may be replaced.
     Raises:
         PrepareError: a source is missing or lacks a split.
+        OutputError: what would be written is read, or is there already.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    written = [*(out / f"{split}.json" for split in directories), *(out / "tokenizer" / name for name in FILES)]
+    read = [source / f"{split}.json" for source in sources for split in directories]
+    check_outputs(written, inputs=[*sources, *read], overwrite=overwrite)
     folders = [unpack(source, out) for source in sources]
     rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
+    if hours is not None:
+        rows["train"] = part_of(rows["train"], hours)
+    if wav:
+        rows = {split: decode(split_rows, out / "wav" / split) for split, split_rows in rows.items()}
     for split, split_rows in rows.items():
-        with open(out / f"{split}.json", "w", encoding="utf-8") as manifest:
+        with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
             manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
-    build_tokenizer([row["text"] for row in rows["train"]], out / "tokenizer", vocab_size=vocab_size)
+    texts = [row["text"] for row in rows["train"]]
+    build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, overwrite=overwrite)
     return rows
 
 
@@ -127,16 +180,17 @@ def main():
     for split, directory in SPLITS.items():
         parser.add_argument(f"--{split}", default=directory, help="LibriSpeech folder (default: %(default)s)")
     parser.add_argument("--vocab_size", type=int, default=128, help="pieces of the tokenizer (default: %(default)s)")
+    parser.add_argument("--hours", type=float, help="hours of training audio to keep (default: all)")
+    parser.add_argument("--decode", action="store_true", help="write all audio as WAV, which is quick to read")
+    parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
+    with exit_in_one_sentence(PrepareError, RuntimeError):
+        args.out.mkdir(parents=True, exist_ok=True)
         sources = args.sources + (download(args.out) if args.download else [])
         if not sources:
             parser.error("give a folder, a tarball or --download")
         directories = {split: getattr(args, split) for split in SPLITS}
-        rows = prepare(sources, args.out, directories, args.vocab_size)
-    except (PrepareError, OSError, RuntimeError) as error:
-        sys.exit(str(error))
+        rows = prepare(sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.overwrite)
     for split, split_rows in rows.items():
         hours = sum(row["duration"] for row in split_rows) / 3600
         words = sum(len(row["text"].split()) for row in split_rows)

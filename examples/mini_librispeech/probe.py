@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nemo_comat import Teacher, ctc_compress, token_average
-from nemo_comat.model import captured
+from nemo_comat.models.mixin import captured
 
 
 def token_of_pieces(pieces, offsets):

@@ -2,11 +2,15 @@
 
     python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [names ...]
 
-Reads what train.py and score.py left in RUNS/NAME/seed*/; writes report.md, report.json and dev_wer.svg into RUNS.
+Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
+dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
+what the table needs, no checkpoints, into a folder to commit.
 """
 
 import argparse
+import gzip
 import json
+import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,20 +22,57 @@ from kaldialign import align, edit_distance
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build_tokenizer import read_texts  # noqa: E402
 
+from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
+
 BASELINES = ("ctc", "interctc")
 GAP = "<gap>"
+# what a finished and scored run leaves that the report reads
+RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
+
+
+def record(folder, name):
+    """Path of a run's record, as it is or with .gz; None where it has neither."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
+def read_record(folder, name):
+    """Text of a run's record."""
+    path = record(folder, name)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def keep(out, names, target):
+    """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
+
+    What target holds already of a run is written over: it is that run's record.
+    """
+    for folder in finished(out, names):
+        place = target / folder.parent.name / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        for name in RECORDS:
+            source = record(folder, name)
+            if source.suffix == ".gz" or name in ("run.json", "history.jsonl"):
+                shutil.copyfile(source, place / source.name)
+            else:
+                # without a time and a name, so that the same transcripts are the same bytes
+                (place / f"{name}.gz").write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+
+
+def finished(out, names=()):
+    """Folders of finished and scored runs, in the order of their names."""
+    folders = sorted(folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names)
+    return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
 
 
 def read_runs(out, names=()):
     """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed."""
     runs = defaultdict(list)
-    for settings in sorted(out.glob("*/seed*/run.json")):
-        folder, run = settings.parent, json.loads(settings.read_text())
-        scored = all((folder / f"{split}.json").exists() for split in ("dev", "test"))
-        if scored and (not names or folder.parent.name in names):
-            steps = {row["step"]: row for row in map(json.loads, (folder / "history.jsonl").read_text().splitlines())}
-            splits = {split: json.loads((folder / f"{split}.json").read_text()) for split in ("dev", "test")}
-            runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
+    for folder in finished(out, names):
+        run = json.loads(read_record(folder, "run.json"))
+        steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
+        splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
+        runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
     order = [*(name for name in BASELINES if name in runs), *(name for name in runs if name not in BASELINES)]
     return {name: runs[name] for name in order}
 
@@ -231,9 +272,12 @@ def report(out, names=(), data=None):
     texts = read_texts([data / "train.json"]) if data is not None else None
     found = summary(runs, texts and {word for text in texts for word in text.split()})
     text = markdown(found, runs)
-    (out / "report.md").write_text(text, encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    chart(runs, out / "dev_wer.svg")
+    numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    for name, content in (("report.md", text), ("report.json", numbers)):
+        with written_beside(out / name) as file:
+            file.write_text(content, encoding="utf-8")
+    with written_beside(out / "dev_wer.svg") as file:
+        chart(runs, file)
     return text
 
 
@@ -242,11 +286,12 @@ def main():
     parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
+    parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     args = parser.parse_args()
-    try:
+    with exit_in_one_sentence(ValueError):
+        if args.keep is not None:
+            keep(args.out, args.names, args.keep)
         print(report(args.out, args.names, args.data))
-    except ValueError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from report import report
 from tqdm import tqdm
 
+from nemo_comat.output import exit_in_one_sentence
+
 HERE = Path(__file__).resolve().parent
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 
@@ -32,20 +34,37 @@ def commands(args, arm, seed):
     return [[*train, *options], [*score, data, str(folder)]]
 
 
-def start(args, arm, seed):
-    """Starts one run in the background; its process trains, then scores."""
+def start(args, arm, seed, command):
+    """Starts a command of one run in the background; what it says goes into the run's log."""
     folder = args.out / arm / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    both = " && ".join(subprocess.list2cmdline(command) for command in commands(args, arm, seed))
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ}
     with open(folder / "log", "a", encoding="utf-8") as log:
-        return subprocess.Popen(both, shell=True, stdout=log, stderr=log, env=environment, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
 def done(args, arm, seed):
     """True where a run is trained and scored."""
     return all((args.out / arm / f"seed{seed}" / f"{split}.json").exists() for split in ("dev", "test"))
+
+
+def ended(args, running):
+    """Takes out the runs that are over; a run whose first command went well goes on with its next.
+
+    Args:
+        args: of the command line. running: {(arm, seed): (process, commands still to come)}.
+    Yields:
+        (arm, seed) and exit status.
+    """
+    for run, (process, rest) in list(running.items()):
+        if process.poll() is None:
+            continue
+        del running[run]
+        if process.returncode == 0 and rest:
+            running[run] = start(args, *run, rest[0]), rest[1:]
+        else:
+            yield run, process.returncode
 
 
 def run_all(args):
@@ -56,16 +75,16 @@ def run_all(args):
         with tqdm(total=total, initial=total - len(waiting), unit="run") as bar:
             while waiting or running:
                 while waiting and len(running) < args.jobs:
-                    arm, seed = waiting.pop(0)
-                    running[arm, seed] = start(args, arm, seed)
+                    run = waiting.pop(0)
+                    first, *rest = commands(args, *run)
+                    running[run] = start(args, *run, first), rest
                     bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
                 time.sleep(1)
-                for run in [run for run, process in running.items() if process.poll() is not None]:
-                    if running.pop(run).returncode:
-                        failed.append(run)
+                for run, status in ended(args, running):
+                    failed += [run] * (status != 0)
                     bar.update()
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             os.killpg(process.pid, signal.SIGTERM)
     return failed
 
@@ -83,13 +102,12 @@ def main():
     args = parser.parse_args()
     # as Ctrl-C: the runs are stopped too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = run_all(args)
+    with exit_in_one_sentence():
+        failed = run_all(args)
     for arm, seed in failed:
         print(f"{arm} seed {seed} failed; see {args.out / arm / f'seed{seed}' / 'log'}", file=sys.stderr)
-    try:
+    with exit_in_one_sentence(ValueError):
         print(report(args.out, data=args.data))
-    except ValueError as error:
-        sys.exit(str(error))
     sys.exit(1 if failed else 0)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.output import exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_report import read_manifest  # noqa: E402
@@ -39,6 +40,20 @@ def restore_on_dev(folder, data):
     return model
 
 
+def transcribe(model, manifest, batch_size=16):
+    """Rows of `reference` and `transcript`, in the manifest's order."""
+    audio, texts = read_manifest(manifest)
+    found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
+    return [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
+
+
+def write_rows(rows, file):
+    """Writes scored rows as a JSON list."""
+    with written_beside(file) as part:
+        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    logging.info(f"written: {file}")
+
+
 def score(folder, data, splits=("dev", "test"), batch_size=16):
     """Writes FOLDER/SPLIT.json for each split that has none yet."""
     missing = [split for split in splits if not (folder / f"{split}.json").exists()]
@@ -46,13 +61,7 @@ def score(folder, data, splits=("dev", "test"), batch_size=16):
         return
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)))
     for split in missing:
-        audio, texts = read_manifest(data / f"{split}.json")
-        found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
-        rows = [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
-        part = folder / f"{split}.part"
-        part.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(folder / f"{split}.json")
-        logging.info(f"written: {folder / f'{split}.json'}")
+        write_rows(transcribe(model, data / f"{split}.json", batch_size), folder / f"{split}.json")
 
 
 def main():
@@ -61,10 +70,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--splits", nargs="+", default=["dev", "test"])
     args = parser.parse_args()
-    try:
+    with exit_in_one_sentence():
         score(args.folder, args.data, args.splits)
-    except FileNotFoundError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 Each transcript of DATA's train.json, dev.json and test.json is cut into pieces of 4 to 12 words; pieces are drawn by
 chance, never twice the same, and none of dev or test is in train. --words=500 keeps to the 500 words most frequent in
 train, so that nearly every word of dev and test is one that training has, and a small model converges sooner. OUT gets
-the audio and manifests of the same names, to be given to prepare.py. One clean voice: figures on it say nothing about
-real speech.
+the audio and manifests of the same names, to be given to prepare.py; what is there already is replaced with --overwrite
+alone. One clean voice: figures on it say nothing about real speech.
 """
 
 import argparse
@@ -24,6 +24,8 @@ EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "demo_corpus")]
 from build_corpus import load_tts, synthesise, write_opus  # noqa: E402
 from build_tokenizer import read_texts  # noqa: E402
+
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
 
 WORDS = (4, 12)
 SPEED_RANGE = (0.65, 0.85)  # of the voice's own pace, about 4 words a second
@@ -65,7 +67,11 @@ def speak(tts, pieces, minutes, split, out, seed):
     """Reads pieces aloud until so many minutes are full; writes OUT/split.json and returns the texts used."""
     (out / split).mkdir(parents=True, exist_ok=True)
     used, seconds = [], 0.0
-    with open(out / f"{split}.json", "w", encoding="utf-8") as manifest, tqdm(total=minutes, unit="min") as bar:
+    with (
+        written_beside(out / f"{split}.json") as file,
+        open(file, "w", encoding="utf-8") as manifest,
+        tqdm(total=minutes, unit="min") as bar,
+    ):
         for number, text in enumerate(pieces):
             if seconds >= 60 * minutes:
                 break
@@ -98,7 +104,18 @@ def main():
     parser.add_argument("--minutes", type=minutes_of, default="train:120,dev:12,test:30", help="default: %(default)s")
     parser.add_argument("--words", type=int, help="keep to so many words, the most frequent of train (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace audio and manifests that are there already")
     args = parser.parse_args()
+    with exit_in_one_sentence():
+        speak_all(args)
+
+
+def speak_all(args):
+    """Speaks all that the command line asks for; nothing is begun where something would be written over."""
+    manifests = [f"{split}.json" for split in args.minutes]
+    audio = [args.out / split / "00000.ogg" for split in args.minutes]
+    read = [args.data / name for name in (*manifests, "train.json")]
+    check_outputs([*(args.out / name for name in manifests), *audio], inputs=read, overwrite=args.overwrite)
     needed = {*args.minutes, *(["train"] if args.words else [])}
     missing = [split for split in sorted(needed) if not (args.data / f"{split}.json").is_file()]
     if missing:

@@ -26,11 +26,13 @@ from omegaconf import OmegaConf
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from features import remembered  # noqa: E402
 from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
 from nemo_comat import ConfigError, TeacherError  # noqa: E402
-from nemo_comat.manifest import ManifestError  # noqa: E402
+from nemo_comat.models.manifest import ManifestError  # noqa: E402
+from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 LOGGED = ("val_wer", "val_loss", "train_ctc_loss", "train_transfer_loss", "train_active_fraction")
@@ -133,6 +135,12 @@ def describe(arm, seed, overrides, cfg):
     }
 
 
+def write_settings(file, run):
+    """Writes a run.json; a run that is stopped meanwhile leaves the one before."""
+    with written_beside(file) as part:
+        part.write_text(json.dumps(run, indent=1) + "\n")
+
+
 def train(arm, name, seed, data, out, scale, extra=(), start=None):
     """Trains, or goes on; returns the run's folder.
 
@@ -155,14 +163,15 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
             raise ConfigError(f"{folder} holds a run of other settings; give another --name or --out, or remove it.")
         if before.get("finished"):
             return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(run, indent=1) + "\n")
+    write_settings(settings, run)
     pl.seed_everything(seed)
     trainer, model = build(cfg, [History(folder / "history.jsonl", seed)])
+    if cfg.model.preprocessor.get("dither") == 0 and cfg.model.train_ds.get("augmentor") is None:
+        model.preprocessor.forward = remembered(model.preprocessor.forward)
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
     pl.seed_everything(1000 * seed)
     trainer.fit(model)
-    settings.write_text(json.dumps({**run, "steps": trainer.global_step, "finished": True}, indent=1) + "\n")
+    write_settings(settings, {**run, "steps": trainer.global_step, "finished": True})
     return folder
 
 
@@ -177,11 +186,9 @@ def main():
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
     args = parser.parse_intermixed_args()
-    try:
+    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError):
         name = args.name or args.arm
         folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
-    except (ConfigError, FileNotFoundError, ManifestError, TeacherError) as error:
-        sys.exit(str(error))
     logging.info(f"Trained: {folder}")
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from nemo_comat.compress import Compressed, usable_frames
+from nemo_comat.compress.ctc import Compressed, usable_frames
 
 
 def sinusoids(length, dim, device=None):

@@ -8,24 +8,23 @@ from contextlib import contextmanager
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
-from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
-from nemo_comat.cache import build_teacher
-from nemo_comat.characters import CharacterTokenizer
-from nemo_comat.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
 from nemo_comat.comat import CompressAlignTransfer
 from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
-from nemo_comat.description import describe
-from nemo_comat.first_batch import first_batch_warnings
-from nemo_comat.pictures import AlignmentPictures
-from nemo_comat.plot import Alignment
-from nemo_comat.reference import manifest_text, manifest_texts, name_samples, reference_texts
-from nemo_comat.safe_load import allow_settings, check_checkpoint
-from nemo_comat.teacher import Pending
+from nemo_comat.models.audio import read_audio
+from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector, class_path, with_comat
+from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reference_texts
+from nemo_comat.models.safe_load import allow_settings, check_checkpoint
+from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
+from nemo_comat.views.description import describe
+from nemo_comat.views.first_batch import first_batch_warnings
+from nemo_comat.views.pictures import AlignmentPictures
+from nemo_comat.views.plot import Alignment
 
 # NeMo 3.0 restores only classes below prefixes that it knows
 if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):
@@ -81,7 +80,7 @@ class ComatMixin:
         allow_settings()
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
-            self._cfg.target = f"{type(self).__module__}.{type(self).__name__}"
+            self._cfg.target = class_path(type(self))
         self.comat, self._teacher, self._started, self._is_first_batch = None, teacher, None, True
         if teacher is not None:
             block = self._cfg.comat
@@ -237,25 +236,34 @@ class ComatMixin:
         """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
         return [self._teacher.reads_at_once(text) for text in self.transcript_texts(transcript, transcript_len)]
 
+    def read_audio(self, audio):
+        """Reads an audio file as training did: at the model's sample rate, ``train_ds.channel_selector`` heeded.
+
+        Args:
+            audio: path.
+        Returns:
+            float32 [samples], on the CPU; several channels are averaged where the config names none of them.
+        Raises:
+            ValueError: the file cannot be read as audio, has no samples, or lacks the channel.
+        """
+        dataset = self._cfg.get("train_ds") or {}
+        return read_audio(audio, self.preprocessor._sample_rate, dataset.get("channel_selector"))
+
     def align_text(self, audio, text):
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
         Args:
-            audio: path of an audio file.
+            audio: path of an audio file, read by `read_audio`.
             text: what is said in it.
         Returns:
-            nemo_comat.plot.Alignment.
+            nemo_comat.views.plot.Alignment.
         Raises:
-            ValueError: COMAT is off in this model, the audio cannot be read, or no alignment exists (more tokens than
-                segments, or fewer frames than the text needs).
+            ValueError: COMAT is off in this model, the audio cannot be read or has no samples, or no alignment exists
+                (more tokens than segments, or fewer frames than the text needs).
         """
         if self.comat is None:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
-        try:
-            samples = AudioSegment.from_file(audio, target_sr=self._cfg.sample_rate).samples
-        except Exception as error:  # of soundfile, pydub or ffmpeg, by NeMo's version and the file's name
-            raise ValueError(f"{audio} cannot be read as audio ({error}); give a WAV, FLAC or Ogg file.") from error
-        signal = torch.as_tensor(samples, dtype=torch.float32, device=self.device)[None]
+        signal = self.read_audio(audio).to(self.device)[None]
         ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
         signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
         read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
@@ -273,7 +281,7 @@ class ComatMixin:
         Args:
             signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
         Returns:
-            list of nemo_comat.plot.Alignment, None for a row that has none.
+            list of nemo_comat.views.plot.Alignment, None for a row that has none.
         """
         texts = self.transcript_texts(transcript, transcript_len)
         output, features = self._align(signal, signal_len, transcript, transcript_len, texts)
@@ -316,18 +324,22 @@ class ComatMixin:
         ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
         theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
         if ours and not theirs:
-            logging.info("These weights are a plain CTC model's: the COMAT part keeps its present values.")
+            logging.info("These weights have no COMAT part: it keeps its present values.")
             state_dict = {**state_dict, **ours}
         if theirs and not ours:
             logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
+    def save_to(self, save_path):
+        """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""
+        self._save_restore_connector = with_comat(self._save_restore_connector)
+        super().save_to(save_path)
+
     @classmethod
-    def restore_from(cls, *args, save_restore_connector=None, **kwargs):
-        """As NeMo's, of our dual ``.nemo`` files and of plain CTC ones; needs neither the teacher nor a network."""
-        connector = save_restore_connector or ComatSaveRestoreConnector()
-        return super().restore_from(*args, save_restore_connector=connector, **kwargs)
+    def update_save_restore_connector(cls, save_restore_connector):
+        """As NeMo's, with our part heeded: all of NeMo's ways into a ``.nemo`` file set their connector here."""
+        super().update_save_restore_connector(with_comat(save_restore_connector))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, *args, weights_only=True, **kwargs):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import backends
-from .backends import ELEMENTS, pointer, readable
+from nemo_comat.kernels import backends
+from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
 
 ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
 

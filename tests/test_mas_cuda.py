@@ -10,8 +10,9 @@ import pytest
 import torch
 from devices import DEVICES, H200, T4, cramped, cubin_size, to_gpu
 
-from nemo_comat import align_cuda, backends, monotonic_align
-from nemo_comat.align_cuda import PLANS, Instance, Plan
+from nemo_comat import monotonic_align
+from nemo_comat.kernels import backends, mas_cuda
+from nemo_comat.kernels.mas_cuda import PLANS, Instance, Plan
 
 COMPILER = "needs g++"
 
@@ -34,7 +35,7 @@ def test_the_smallest_plan_that_holds_the_text_is_chosen():
         (1024, 1024),
         (4096, 1024),
     ):
-        instance, _ = align_cuda.choose(empty(2, 10, tokens), H200)
+        instance, _ = mas_cuda.choose(empty(2, 10, tokens), H200)
         assert instance.plan.width == width
 
 
@@ -43,22 +44,22 @@ def test_every_shape_gets_a_plan_that_fits(device):
     sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), backends.ELEMENTS)
     for batch, segs, tokens, dtype in sizes:
         score = torch.empty(1, dtype=dtype).expand(batch, segs, tokens)
-        instance, moves_shared = align_cuda.choose(score, device)
+        instance, moves_shared = mas_cuda.choose(score, device)
         words = instance.direction_words(segs, tokens)
         assert words * 32 >= segs * tokens
         assert instance.shared_bytes + (4 * words if moves_shared else 0) <= device.shared_per_block
 
 
 def test_directions_are_in_shared_memory_where_the_blocks_of_a_multiprocessor_fit_together():
-    assert align_cuda.choose(empty(64, 800, 200), H200)[1]
-    assert not align_cuda.choose(empty(32, 4096, 1024), H200)[1]
+    assert mas_cuda.choose(empty(64, 800, 200), H200)[1]
+    assert not mas_cuda.choose(empty(32, 4096, 1024), H200)[1]
     fits_alone = empty(16, 2000, 400), empty(264, 2000, 400)
-    assert [align_cuda.choose(score, H200)[1] for score in fits_alone] == [True, False]
+    assert [mas_cuda.choose(score, H200)[1] for score in fits_alone] == [True, False]
 
 
 def test_the_copy_follows_strides_and_address():
     def copy(score):
-        return align_cuda.copy_of(score)
+        return mas_cuda.copy_of(score)
 
     assert copy(empty(2, 10, 8)) == "TEXT16"
     assert copy(empty(2, 10, 6)) == "TEXT4"
@@ -78,8 +79,8 @@ def test_the_copy_follows_strides_and_address():
 
 def test_asynchronous_copies_only_where_the_device_has_them():
     score = empty(2, 10, 8)
-    assert align_cuda.choose(score, H200)[0].asynchronous and not align_cuda.choose(score, T4)[0].asynchronous
-    assert not align_cuda.choose(empty(2, 10, 16)[..., ::2], H200)[0].asynchronous
+    assert mas_cuda.choose(score, H200)[0].asynchronous and not mas_cuda.choose(score, T4)[0].asynchronous
+    assert not mas_cuda.choose(empty(2, 10, 16)[..., ::2], H200)[0].asynchronous
 
 
 # --- launches on an emulated device ---
@@ -111,7 +112,7 @@ def launch_cases():
 @pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
 def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, device):
     cases = list(launch_cases())
-    chosen = {align_cuda.choose(s if s.dtype in backends.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
+    chosen = {mas_cuda.choose(s if s.dtype in backends.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
     instances = sorted(chosen, key=lambda x: x.macro)
     entries = [emulated_mas.entry(vars(x) | {"macro": x.macro}, emulated.source("mas")) for x in instances]
     emulated.build(entries, tmp_path / "launched.so", sanitize=False)
@@ -124,9 +125,9 @@ def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, dev
     for score, seg_len, text_len in cases:
         wanted = monotonic_align(score, seg_len, text_len, backend="cpu")
         for place in (device, cramped(device)):
-            found = align_cuda.launch(run, score, seg_len, text_len, place)
+            found = mas_cuda.launch(run, score, seg_len, text_len, place)
             assert found.dtype == torch.int32 and found.equal(wanted)
-            places.add(align_cuda.choose(score.float(), place)[1])
+            places.add(mas_cuda.choose(score.float(), place)[1])
     assert places == {True, False}
 
 
@@ -160,7 +161,7 @@ def test_the_recursion_of_the_emulation_agrees_with_the_cpu_backend():
 
 # --- the compiler ---
 
-WAYS = [(element, copy) for element in ("float", "Half", "Bfloat") for copy in align_cuda.COPIES]
+WAYS = [(element, copy) for element in ("float", "Half", "Bfloat") for copy in mas_cuda.COPIES]
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100])

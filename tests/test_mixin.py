@@ -20,7 +20,7 @@ from nemo_comat import (
     write_cache,
     write_index,
 )
-from nemo_comat.model import captured
+from nemo_comat.models.mixin import captured
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVES = ("kt_rl_cif", "kt_rl_att", "optimal_transport", "hkd")

@@ -1,16 +1,16 @@
 """Align: monotonic alignment search between segments and text tokens.
 
-`monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see align_cuda.py), `cpu` (numba,
+`monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see mas_cuda.py), `cpu` (numba,
 serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
 `segment_log_softmax` makes of similarities what the search should maximise. `one_to_one_align` is for as many segments
-as tokens, and needs no search; a soft alignment is in transport.py.
+as tokens, and needs no search; a soft alignment is in sinkhorn.py.
 """
 
 import numpy as np
 import torch
 from torch import nn
 
-from . import align_cuda, backends
+from nemo_comat.kernels import backends, mas_cuda
 
 NEG_INF = float("-inf")
 
@@ -121,7 +121,7 @@ def _align_batch(score, seg_len, text_len, path):
         path[b, 0] = token
 
 
-COMPUTE = {"cuda": align_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
+COMPUTE = {"cuda": mas_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
 
 
 def segment_log_softmax(score, seg_len, *, temperature=0.1):

@@ -5,7 +5,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from nemo.utils import logging
 
-from nemo_comat.plot import alignment_image
+from nemo_comat.views.plot import alignment_image
 
 
 class AlignmentPictures(pl.Callback):

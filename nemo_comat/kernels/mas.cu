@@ -15,10 +15,10 @@
 // Backtrack  One warp, a word row (32 frames) at a time: x & -x is the latest move left, x ^ (x - 1) what it rules out.
 // Ties       stay on the current token. NaN counts as -inf: fmaxf passes over it. A row with lengths out of range, too
 //            few segments, or a best path that is not finite is -1 throughout; so is padding.
-// Shared     ring WARPS * STAGES * Slab::BYTES, edge 4 * (WARPS + 1) * 4 * FRAMES, best 16, then directions. align_cuda.py
+// Shared     ring WARPS * STAGES * Slab::BYTES, edge 4 * (WARPS + 1) * 4 * FRAMES, best 16, then directions. mas_cuda.py
 //            computes the same sum. The backtrack stages global directions where the ring was.
 //
-// align_cuda.py compiles one instance a plan: -DMAS_PLAN=Elem,COLUMNS,WARPS,FRAMES,STAGES,COPY,ASYNC, behind
+// mas_cuda.py compiles one instance a plan: -DMAS_PLAN=Elem,COLUMNS,WARPS,FRAMES,STAGES,COPY,ASYNC, behind
 // elements.cu. No headers are needed.
 
 #ifndef EMULATED

@@ -6,8 +6,8 @@ viterbi.cu says how the kernel works, backends.py how it is compiled and launche
 import numpy as np
 import torch
 
-from . import backends
-from .backends import ELEMENTS, pointer, readable
+from nemo_comat.kernels import backends
+from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
 
 MAX_THREADS = 512  # as in viterbi.cu
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.limits import NO_LIMIT, find_limits, is_limit
-from nemo_comat.missing import needed_weights
+from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
+from nemo_comat.teacher.missing import needed_weights
 
 SENTENCEPIECE_UNKNOWN = "⁇"
 # embeddings kept for texts that come again; small corpora train for many epochs

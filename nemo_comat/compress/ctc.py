@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import backends
-from .viterbi import NEG_INF, ctc_viterbi, state_labels
+from nemo_comat.compress.viterbi import NEG_INF, ctc_viterbi, state_labels
+from nemo_comat.kernels import backends
 
 LABELS = ("greedy", "forced")
 BLANKS = ("drop", "keep")

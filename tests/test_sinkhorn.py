@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_comat import plan_average, sinkhorn
-from nemo_comat.transport import SinkhornAligner
+from nemo_comat.align import SinkhornAligner
 
 SEG_LEN, TEXT_LEN = torch.tensor([9, 6, 2, 1]), torch.tensor([4, 6, 3, 1])
 

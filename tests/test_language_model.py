@@ -100,7 +100,7 @@ def test_texts_seen_lately_are_not_embedded_again(monkeypatch):
     assert again.embeddings[1].equal(first.embeddings[0]) and again.token_id[0].equal(first.token_id[1])
     # with room for one text of three tokens, the batch is still whole and the memory stays within its bound
     room = 3 * 384 * 4 + len("the old boat")
-    monkeypatch.setattr("nemo_comat.teacher.MEMORY_BYTES", room)
+    monkeypatch.setattr("nemo_comat.teacher.language_model.MEMORY_BYTES", room)
     assert teacher.encode(["a dog", "the old boat"]).text_len.tolist() == [2, 3]
     assert [text for text, _ in teacher._seen] == ["the old boat"] and teacher._seen_bytes == room
 

@@ -7,17 +7,17 @@ which shard and row it is. Both name the teacher that wrote them. examples/cache
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.teacher import Teacher, TeacherError, TeacherOutput, upload
+from nemo_comat.output import written_beside
+from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, upload
 
 FORMAT = 1
 INDEX = "index.safetensors"
@@ -210,14 +210,13 @@ def batches(texts, batch_tokens):
 
 
 def _save(tensors, path, description, **metadata):
-    part = path.with_suffix(f".part{os.getpid()}")
     metadata.update(format=str(FORMAT), teacher=json.dumps(description))
-    try:
-        save_file(tensors, part, metadata)
+    with written_beside(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # of a full disk too
+            raise CacheError(f"Cache file {path} cannot be written ({error}); make room and {RUN_AGAIN}") from error
         part.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_index(folder):

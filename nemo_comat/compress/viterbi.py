@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import backends, viterbi_cuda
+from nemo_comat.kernels import backends, viterbi_cuda
 
 NEG_INF = float("-inf")
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 from hydra.utils import get_class
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+from nemo.utils import logging
 from omegaconf import OmegaConf
+
+from nemo_comat.output import written_beside
 
 COMAT_CONFIG = "comat.yaml"
 COMAT_WEIGHTS = "comat_weights.ckpt"
@@ -34,10 +37,75 @@ def nemo_target(target):
     raise ValueError(f"{target} descends from no class of NeMo's; it cannot be saved as a .nemo file.")
 
 
+def with_comat(connector):
+    """The connector that a caller hands over, made to heed our part of a ``.nemo`` file.
+
+    NeMo hands its plain one over in `from_pretrained`, so that a plain one cannot mean that our part is unwanted.
+
+    Args:
+        connector: a `SaveRestoreConnector` of any class, or None.
+    Returns:
+        connector itself where its class is ours already; else one that shares its attributes, of a class that acts as
+        though connector's own class had been derived from `ComatSaveRestoreConnector`.
+    """
+    if connector is None:
+        return ComatSaveRestoreConnector()
+    if isinstance(connector, ComatSaveRestoreConnector):
+        return connector
+    own = type(connector)
+    joined = ComatSaveRestoreConnector
+    if own is not SaveRestoreConnector:
+        joined = type(own.__name__, (own, ComatSaveRestoreConnector), {"__module__": own.__module__})
+    shared = joined.__new__(joined)
+    # the caller goes on setting and reading attributes of the one that was handed over
+    shared.__dict__ = connector.__dict__
+    return shared
+
+
+def class_path(cls):
+    """Import path by which files name a class: ours by the public name, which stays when modules are moved.
+
+    Args:
+        cls: a model class.
+    Returns:
+        str.
+    """
+    home = "nemo_comat" if cls.__module__.startswith("nemo_comat.") else cls.__module__
+    return f"{home}.{cls.__name__}"
+
+
 class ComatSaveRestoreConnector(SaveRestoreConnector):
     """Splits our part off when a model is saved and puts it back when one is restored."""
 
+    _saving = False
+
+    def save_to(self, model, save_path):
+        """As NeMo's; what is ours goes into members of its own.
+
+        Raises:
+            IsADirectoryError: save_path is a folder.
+            FileExistsError: the model is to be saved unpacked, into a folder that holds one already.
+        """
+        if self.pack_nemo_file and os.path.isdir(save_path):
+            raise IsADirectoryError(f"{save_path} is a folder; give the path of a .nemo file.")
+        if not self.pack_nemo_file:
+            self._refuse_used_folder(Path(save_path).parent)
+        self._saving = True
+        try:
+            return super().save_to(model, save_path)
+        finally:
+            self._saving = False
+
+    def _refuse_used_folder(self, folder):
+        # NeMo would stop at the first such member and leave the two models mixed
+        for name in (self.model_config_yaml, self.model_weights_ckpt, COMAT_CONFIG, COMAT_WEIGHTS):
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder} holds a model already ({name}); save into a folder of its own.")
+
     def _save_state_dict_to_disk(self, state_dict, filepath):
+        if not self._saving:  # extract_state_dict_from writes weights alone, and wants them whole
+            super()._save_state_dict_to_disk(state_dict, filepath)
+            return
         folder = Path(filepath).parent
         ours = {key: value for key, value in state_dict.items() if key.startswith(COMAT_PREFIX)}
         theirs = {key: value for key, value in state_dict.items() if key not in ours}
@@ -47,17 +115,13 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         if ours:
             torch.save(ours, folder / COMAT_WEIGHTS)
 
-    @staticmethod
-    def _make_nemo_file_from_folder(filename, source_dir):
+    def _make_nemo_file_from_folder(self, filename, source_dir):
         if "://" in str(filename):
-            return SaveRestoreConnector._make_nemo_file_from_folder(filename, source_dir)
-        # beside it first: where the disk is full, the file that was there stays
-        partial = Path(f"{filename}.partial")
-        try:
-            SaveRestoreConnector._make_nemo_file_from_folder(str(partial), source_dir)
-            os.replace(partial, filename)
-        finally:
-            partial.unlink(missing_ok=True)
+            super()._make_nemo_file_from_folder(filename, source_dir)
+            return
+        # where the disk is full, the file that was there stays
+        with written_beside(filename) as partial:
+            super()._make_nemo_file_from_folder(str(partial), source_dir)
 
     def _split_config(self, folder):
         config = OmegaConf.load(folder / self.model_config_yaml)
@@ -71,6 +135,10 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         """As NeMo's, with the config that `read_config` joins where the caller overrides none."""
         if override_config_path is None:
             override_config_path = self.read_config(restore_path)
+            # NeMo makes the calling class where it descends from the target, and refuses targets that are not NeMo's
+            # or ours; so a class of the user's own needs no leave to read its own files
+            if override_config_path.get("target") == f"{calling_cls.__module__}.{calling_cls.__name__}":
+                override_config_path.target = nemo_target(override_config_path.target)
         return super().load_config_and_state_dict(calling_cls, restore_path, override_config_path, *args, **kwargs)
 
     def read_config(self, restore_path):
@@ -104,6 +172,18 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
     def _load_state_dict_from_disk(self, model_weights, map_location="cpu"):
         state_dict = super()._load_state_dict_from_disk(model_weights, map_location=map_location)
         ours = os.path.join(os.path.dirname(model_weights), COMAT_WEIGHTS)
-        if os.path.exists(ours):
+        if not os.path.exists(ours):
+            _warn_of_lost_weights(os.path.dirname(model_weights))
+        else:
             state_dict.update(super()._load_state_dict_from_disk(ours, map_location=map_location))
         return state_dict
+
+
+def _warn_of_lost_weights(folder):
+    config = Path(folder, COMAT_CONFIG)
+    block = OmegaConf.load(config).get("comat") if config.exists() else None
+    if block is not None and block.get("weight", 1) > 0:
+        logging.warning(
+            f"This .nemo file has a comat block ({COMAT_CONFIG}), but {COMAT_WEIGHTS} is missing in it: the COMAT part "
+            "keeps the random values that it begins with; copy the file again if it is to be trained on."
+        )

@@ -1,0 +1,97 @@
+"""Scores a finished run with an n-gram language model of the training text, by NeMo's own greedy_batch decoding.
+
+    python examples/mini_librispeech/ngram.py --data=DATA --text=lm.txt RUNS/ctc/seed1
+    lmplz -o 5 --discount_fallback < lm.txt > lm.arpa        # KenLM; any tool that writes ARPA will do
+    python examples/mini_librispeech/ngram.py --data=DATA --lm=lm.arpa RUNS/ctc/seed1
+
+The first writes the training text in the run's tokens, as NeMo's n-gram models have them: a character for each token.
+The last writes RUNS/ctc_ngram/seed1 with what report.py reads. The model's weight is chosen by dev WER.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
+from nemo.utils import logging
+from omegaconf import open_dict
+from report import errors, rate
+from score import checkpoint_of, transcribe, write_rows
+
+from nemo_comat import ComatCTCModelBPE
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from build_tokenizer import read_texts  # noqa: E402
+
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+def as_characters(tokenizer, text):
+    """A text's tokens as NeMo's n-gram models have them: a character each, with spaces between."""
+    return " ".join(chr(token + DEFAULT_TOKEN_OFFSET) for token in tokenizer.text_to_ids(text))
+
+
+def use_language_model(model, lm, alpha):
+    """Sets the decoding to greedy_batch with an n-gram model (path of an ARPA file) at weight alpha."""
+    decoding = deepcopy(model.cfg.decoding)
+    with open_dict(decoding):
+        decoding.strategy = "greedy_batch"
+        decoding.greedy = {**decoding.get("greedy", {}), "ngram_lm_model": str(lm), "ngram_lm_alpha": alpha}
+    model.change_decoding_strategy(decoding, verbose=False)
+
+
+def score_with(folder, data, lm, alphas=ALPHAS):
+    """Chooses the weight on dev, scores test once; returns the new run's folder and the dev WER of each weight.
+
+    Args:
+        folder: of a finished run. data: as prepare.py wrote it. lm: path of an ARPA file. alphas: weights to try.
+    """
+    model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)), map_location="cpu")
+    dev = {}
+    for alpha in alphas:
+        use_language_model(model, lm, alpha)
+        dev[alpha] = transcribe(model, data / "dev.json")
+        logging.info(f"alpha {alpha}: dev WER {100 * rate(errors(dev[alpha])):.1f} %")
+    wers = {alpha: float(rate(errors(rows))) for alpha, rows in dev.items()}
+    best = min(wers, key=wers.get)
+    use_language_model(model, lm, best)
+    target = folder.parent.with_name(f"{folder.parent.name}_ngram") / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    write_rows(dev[best], target / "dev.json")
+    write_rows(transcribe(model, data / "test.json"), target / "test.json")
+    shutil.copyfile(folder / "history.jsonl", target / "history.jsonl")
+    run = json.loads((folder / "run.json").read_text())
+    run["language_model"] = {"file": lm.name, "alpha": best, "dev_wer": wers}
+    (target / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    return target, wers
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Score a finished run with an n-gram language model.")
+    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
+    task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
+    args = parser.parse_args()
+    with exit_in_one_sentence():
+        if args.text is not None:
+            check_outputs([args.text], inputs=[args.data])
+            tokenizer = ComatCTCModelBPE.restore_from(str(checkpoint_of(args.folder)), map_location="cpu").tokenizer
+            lines = [as_characters(tokenizer, text) + "\n" for text in read_texts([args.data / "train.json"])]
+            with written_beside(args.text) as part:
+                part.write_text("".join(lines), encoding="utf-8")
+            return
+        if not args.lm.is_file():
+            raise FileNotFoundError(f"{args.lm} is no file; give an ARPA file made of the text that --text writes.")
+        folder, _ = score_with(args.folder, args.data, args.lm, args.alphas)
+        logging.info(f"written: {folder}; report.py has it as an arm")
+
+
+if __name__ == "__main__":
+    main()

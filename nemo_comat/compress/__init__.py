@@ -1,0 +1,35 @@
+"""Compress: the ways to make segments of frames. All give `Compressed`."""
+
+from nemo_comat.compress.attention import AttentionCompressor
+from nemo_comat.compress.cif import CIFCompressor, cif_weights, quantity_loss
+from nemo_comat.compress.ctc import (
+    BLANKS,
+    LABELS,
+    POOLS,
+    Compressed,
+    CTCCompressor,
+    FrameCompressor,
+    ctc_compress,
+    pool_segments,
+    run_segments,
+    usable_frames,
+)
+from nemo_comat.compress.viterbi import ctc_viterbi
+
+__all__ = [
+    "BLANKS",
+    "LABELS",
+    "POOLS",
+    "AttentionCompressor",
+    "CIFCompressor",
+    "CTCCompressor",
+    "Compressed",
+    "FrameCompressor",
+    "cif_weights",
+    "ctc_compress",
+    "ctc_viterbi",
+    "pool_segments",
+    "quantity_loss",
+    "run_segments",
+    "usable_frames",
+]

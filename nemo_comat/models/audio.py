@@ -1,0 +1,58 @@
+"""One audio file as the recogniser hears it: at its sample rate, in one channel."""
+
+from pathlib import Path
+
+import torch
+from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
+from nemo.utils import logging
+from omegaconf import OmegaConf
+
+
+def read_audio(file, sample_rate, channel_selector=None):
+    """Reads an audio file for a recogniser of one channel.
+
+    Args:
+        file: path.
+        sample_rate: Hz to resample to.
+        channel_selector: as in a ``train_ds`` block of NeMo's: "average", the number of a channel, a list of one
+            number, or None. Several channels are averaged where it names none of them.
+    Returns:
+        float32 [samples].
+    Raises:
+        ValueError: the file cannot be read as audio, has no samples, or lacks the channel.
+    """
+    if not Path(file).is_file():
+        found = "is a folder" if Path(file).is_dir() else "does not exist"
+        raise ValueError(f"{file} {found}; give an audio file.")
+    try:
+        heard = AudioSegment.from_file(str(file))
+    except Exception as error:  # of soundfile, pydub or ffmpeg, by NeMo's version and the file's name
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read as audio ({reason}); give a WAV, FLAC or Ogg file.") from error
+    if not heard.samples.size:
+        raise ValueError(f"{file} has no samples; give an audio file with speech in it.")
+    channel = _channel(file, 1 if heard.samples.ndim == 1 else heard.samples.shape[1], channel_selector)
+    one = AudioSegment(heard.samples, heard.sample_rate, target_sr=sample_rate, channel_selector=channel)
+    return torch.as_tensor(one.samples, dtype=torch.float32)
+
+
+def _channel(file, channels, selector):
+    """What NeMo is told: "average", or the number of a channel that the file has."""
+    if OmegaConf.is_list(selector) or isinstance(selector, (list, tuple)):
+        if len(selector) != 1:
+            raise ValueError(
+                f"train_ds.channel_selector is {list(selector)}, but the recogniser hears one channel; give the number "
+                "of one, or average."
+            )
+        selector = selector[0]
+    if isinstance(selector, int):
+        if not -channels <= selector < channels:
+            raise ValueError(
+                f"{file} has {channels} channel{'s' * (channels > 1)}, but train_ds.channel_selector of the model's "
+                f"config is {selector}, counted from 0; give a file that has that channel."
+            )
+        return selector if channels > 1 else "average"
+    if channels > 1 and selector != "average":
+        # Lhotse's other strings are keys of manifests, which say it for each utterance
+        logging.info(f"{file} has {channels} channels, and the model's config names none of them: they are averaged.")
+    return "average"

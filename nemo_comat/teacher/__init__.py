@@ -1,0 +1,35 @@
+"""The teacher: a frozen pre-trained language model, and its answers on disk."""
+
+from nemo_comat.teacher.cache import (
+    MISSING,
+    CachedTeacher,
+    CacheError,
+    TeacherCache,
+    build_teacher,
+    write_cache,
+    write_index,
+)
+from nemo_comat.teacher.language_model import (
+    SENTENCEPIECE_UNKNOWN,
+    Pending,
+    Teacher,
+    TeacherError,
+    TeacherOutput,
+    find_model,
+)
+
+__all__ = [
+    "MISSING",
+    "SENTENCEPIECE_UNKNOWN",
+    "CacheError",
+    "CachedTeacher",
+    "Pending",
+    "Teacher",
+    "TeacherCache",
+    "TeacherError",
+    "TeacherOutput",
+    "build_teacher",
+    "find_model",
+    "write_cache",
+    "write_index",
+]

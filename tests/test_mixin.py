@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
+from nemo.utils import logging
 from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import (
@@ -254,9 +255,13 @@ def test_weight_warms_up_linearly(small_cfg):
     assert [step["comat_weight"] for step in logged] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
 
 
-def test_rows_beyond_the_teachers_length_are_left_out_and_counted(small_cfg):
+def test_rows_beyond_the_teachers_length_are_left_out_and_counted(small_cfg, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", said.append)
     small_cfg.comat.teacher.max_length = 4
     _, logged = train(ComatCTCModelBPE, small_cfg, steps=2)
+    # once, not at each step
+    assert sum("8 with a text of more than the 4 tokens" in warning for warning in said) == 1
     assert sum(step["train_text_too_long"] for step in logged) == 16
     assert all(step["train_active_fraction"] == 0 and step["train_transfer_loss"] == 0 for step in logged)
 

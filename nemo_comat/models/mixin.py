@@ -22,6 +22,7 @@ from nemo_comat.models.safe_load import allow_settings, check_checkpoint
 from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 from nemo_comat.views.description import describe
+from nemo_comat.views.first_batch import first_batch_warnings
 from nemo_comat.views.pictures import AlignmentPictures
 from nemo_comat.views.plot import Alignment
 
@@ -80,7 +81,7 @@ class ComatMixin:
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
             self._cfg.target = class_path(type(self))
-        self.comat, self._teacher, self._started = None, teacher, None
+        self.comat, self._teacher, self._started, self._is_first_batch = None, teacher, None, True
         if teacher is not None:
             block = self._cfg.comat
             feat_in = self._feat_in()
@@ -112,6 +113,7 @@ class ComatMixin:
     def on_train_start(self):
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
+        self._is_first_batch = True
         super().on_train_start()
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
@@ -137,6 +139,11 @@ class ComatMixin:
         teacher = self._teacher_output(transcript, transcript_len, *samples)
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         output = self._comat_output(seen, transcript, transcript_len, teacher)
+        if self._is_first_batch:
+            self._is_first_batch = False
+            texts = self._reference_texts(transcript, transcript_len, *samples)
+            for warning in first_batch_warnings(texts, self._teacher, teacher, output, bad_audio):
+                logging.warning(warning)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds

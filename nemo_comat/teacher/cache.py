@@ -274,6 +274,21 @@ class CachedTeacher:
         """Width Dp of the embeddings; loads no weights."""
         return self.teacher.dim
 
+    @property
+    def name(self):
+        """As `Teacher.name`."""
+        return self.teacher.name
+
+    @property
+    def stated_length(self):
+        """As `Teacher.stated_length`."""
+        return self.teacher.stated_length
+
+    @property
+    def unknown_id(self):
+        """As `Teacher.unknown_id`."""
+        return self.teacher.unknown_id
+
     def tokens(self, text):
         """As `Teacher.tokens`."""
         return self.teacher.tokens(text)

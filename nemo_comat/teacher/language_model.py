@@ -9,11 +9,15 @@ import hashlib
 import importlib.util
 import json
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
+from nemo_comat.teacher.missing import needed_weights
 
 SENTENCEPIECE_UNKNOWN = "⁇"
 # embeddings kept for texts that come again; small corpora train for many epochs
@@ -122,12 +126,13 @@ class Teacher:
     Args:
         name: a hub name, a folder, or an installed package's model; see `find_model`.
         layers: hidden state to read, -1 the last, 0 the word embeddings; or a list, whose mean is taken.
-        max_length: most tokens of a text, special ones included; None for the model's own limit. A longer text gets
-            text_len 0 and is marked too_long: it is neither cut nor embedded.
+        max_length: most tokens of a text, special ones included; None for the model's own limit, which it is asked for
+            when it is loaded. A longer text gets text_len 0 and is marked too_long: it is neither cut nor embedded.
         dtype: "float32", "bfloat16" or "float16", of the teacher's weights; "auto" is bfloat16 on a GPU that has it,
             and float32 elsewhere.
     Raises:
-        TeacherError: on first use; not found, not readable, without hidden states, or a layer it does not have.
+        TeacherError: on first use; not found, not readable, without hidden states or with other than one a token, a
+            layer it does not have, a tokenizer without a vocabulary, or with token ids that the model does not have.
     """
 
     def __init__(self, name, layers=0, max_length=None, dtype="auto"):
@@ -175,7 +180,7 @@ class Teacher:
         return {
             "name": self.name,
             "layers": sorted(layer % (depth + 1) for layer in self.layers),
-            "max_length": self.max_length,
+            "max_length": self.stated_length,
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
             "weights": _fingerprint(Path(self.path)),
@@ -188,53 +193,111 @@ class Teacher:
 
     @functools.cached_property
     def tokenizer(self):
-        """The model's own tokenizer."""
+        """The model's own tokenizer. Checks that it has a vocabulary."""
         from transformers import AutoTokenizer
 
-        return self._load(AutoTokenizer)
+        tokenizer = self._load(AutoTokenizer)
+        # without its files, transformers makes some tokenizers of their special tokens alone
+        if not any(letter.isalnum() for token in _ordinary(tokenizer) for letter in token):
+            raise TeacherError(
+                f"Teacher {self.name!r}: its tokenizer ({type(tokenizer).__name__}) has no token with a letter, so "
+                f"every text would be unknown; put the tokenizer's files (tokenizer.json or its like) into {self.path}."
+            )
+        return tokenizer
 
     @functools.cached_property
     def model(self):
-        """The model, frozen and in eval mode."""
-        from transformers import AutoModel
+        """The model, frozen and in eval mode; an encoder alone where the model has one that reads texts."""
+        from transformers import AutoModel, PreTrainedModel
 
-        # read first: a teacher whose config does not fit is refused before its weights are loaded
-        encoder_decoder = self.config.is_encoder_decoder
+        # read first: a teacher whose config or tokenizer does not fit is refused before its weights are loaded
+        encoder_decoder, _ = self.config.is_encoder_decoder, self.tokenizer
         # "eager": the other attentions look at the mask's values first, which waits for the device
         options = dict(attn_implementation="eager", output_loading_info=True)
-        model, info = self._load(AutoModel, dtype=self.dtype or torch.float32, **options)
-        # transformers fills in random numbers; a pooler is not read here, and many text models come without
-        lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-        if lacking:
-            raise TeacherError(
-                f"Teacher {self.name!r}: its weights lack {', '.join(lacking[:3])}, which its config asks for."
-            )
-        return (model.get_encoder() if encoder_decoder else model).eval().requires_grad_(False)
+        whole, info = self._load(AutoModel, dtype=self.dtype or torch.float32, **options)
+        encoder = getattr(whole, "encoder", None)
+        model = encoder if isinstance(encoder, PreTrainedModel) else whole.get_encoder() if encoder_decoder else whole
+        model.eval().requires_grad_(False)
+        self._refuse_random_weights(whole, model, info["missing_keys"])
+        return model
+
+    @functools.cached_property
+    def stated_length(self):
+        """Most tokens of a text, special ones included, by the config and the tokenizer; loads no weights."""
+        special = self.tokenizer.num_special_tokens_to_add()
+        stated = [self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
+        return min([self._max_length or NO_LIMIT, *(n for n in stated if is_limit(n) and n > special)])
 
     @functools.cached_property
     def max_length(self):
-        """Most tokens of a text, special ones included."""
-        limits = [self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
-        own = min(limit for limit in limits if limit)
-        return min(self._max_length or own, own)
+        """Most tokens of a text, special ones included, which is `stated_length` where the model can read so many."""
+        return self._limits.tokens
+
+    @functools.cached_property
+    def _limits(self):
+        """What the loaded model can read. Checks that it knows the tokenizer's token ids."""
+        model = self.model
+        self._states(model, self._probe.to(next(model.parameters()).device))
+        with self._as_teacher_error(model, "short texts"):
+            limits = find_limits(model, self._some_ids, self.stated_length)
+        if limits.token_ids is not None:
+            # a special token that no text gets, such as one for padding, is not asked for
+            ids = {**_ordinary(self.tokenizer), **dict(self._around(self.unknown))}
+            beyond = sorted((number, token) for token, number in ids.items() if number >= limits.token_ids)
+            if beyond:
+                raise TeacherError(
+                    f"Teacher {self.name!r}: its tokenizer gives token {beyond[0][1]!r} the id {beyond[0][0]}, but the "
+                    f"model has {limits.token_ids} token embeddings ({len(beyond)} tokens too few). Call "
+                    "model.resize_token_embeddings(len(tokenizer)), train them and save both, or take the model's own "
+                    "tokenizer."
+                )
+        return limits
+
+    @property
+    def _some_ids(self):
+        return sorted(_ordinary(self.tokenizer).values())[:2]
+
+    @property
+    def _probe(self):
+        """Token ids of a short text, [1, 4]."""
+        return torch.tensor([(4 * self._some_ids)[:4]])
+
+    def _around(self, text):
+        """(token, id) of a text with its special tokens."""
+        ids = self.tokenizer(text)["input_ids"]
+        return zip(self.tokenizer.convert_ids_to_tokens(ids), ids)
+
+    def _refuse_random_weights(self, whole, model, missing):
+        """Raises where weights that the embeddings depend on were not there: transformers fills in random numbers."""
+        names = needed_weights(whole, model, missing, lambda: self._states(model, self._probe)) if missing else []
+        if names:
+            raise TeacherError(
+                f"Teacher {self.name!r}: its weights lack {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, which layers {self.layers} need."
+            )
 
     @functools.cached_property
     def unknown(self):
         """What the teacher reads where the recogniser's tokenizer has no letter: its unknown or its mask token."""
         return self.tokenizer.unk_token or self.tokenizer.mask_token or ""
 
+    @functools.cached_property
+    def unknown_id(self):
+        """Token id of `unknown`; None where there is none."""
+        return self.tokenizer.convert_tokens_to_ids(self.unknown) if self.unknown else None
+
     def _load(self, auto_class, **options):
         try:
             return auto_class.from_pretrained(self.path, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except Exception as error:  # transformers and what it calls raise any class
             where = f"read from {self.path}" if self.path != self.name else "neither a folder nor an installed package"
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise TeacherError(f"Teacher {self.name!r} ({where}) cannot be loaded: {reason} {OFFLINE_HELP}") from error
 
     def tokens(self, text):
         """Text's tokens as strings, special ones dropped, as `encode` embeds them; loads no weights."""
-        (kept,), (ids,), _ = self._token_ids([text])
-        return self.tokenizer.convert_ids_to_tokens(ids[kept].tolist())
+        ((ids, kept),) = self._code([text])
+        return self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
 
     def reads_at_once(self, text):
         """Whether `encode` needs to load no weights that training does without: always."""
@@ -284,9 +347,7 @@ class Teacher:
         used = [i for i, row in enumerate(kept) if row]
         packed = torch.zeros(0, self.dim, device=device)
         if used:
-            batch = pad_sequence(
-                [ids[i] for i in used], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0
-            )
+            batch = pad_sequence([ids[i] for i in used], batch_first=True, padding_value=self._padding)
             attention = pad_sequence([torch.ones_like(ids[i]) for i in used], batch_first=True)
             # places of the kept tokens, known here: nothing waits for the device
             places = [number * batch.shape[1] + p for number, i in enumerate(used) for p in kept[i]]
@@ -296,35 +357,82 @@ class Teacher:
         vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
         return [Embedded(v, ids[i][kept[i]], too_long[i], v.nbytes + len(texts[i])) for i, v in enumerate(vectors)]
 
-    def _token_ids(self, texts):
+    def _code(self, texts):
+        """(ids, places of those that are no special tokens) of each text: two lists of int."""
         if not texts:
-            return [], [], []
+            return []
         texts = [text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ") for text in texts]
-        coded = self.tokenizer(texts, padding=False, truncation=False, return_special_tokens_mask=True, verbose=False)
-        too_long = [len(ids) > self.max_length for ids in coded["input_ids"]]
-        kept = [
-            [] if long else [i for i, special in enumerate(mask) if not special]
-            for mask, long in zip(coded["special_tokens_mask"], too_long)
-        ]
-        return kept, [torch.tensor(ids, dtype=torch.int64) for ids in coded["input_ids"]], too_long
+        options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False)
+        try:
+            coded = self.tokenizer(texts, **options)
+        except Exception as error:  # tokenizers raises plain ones
+            raise TeacherError(
+                f"Teacher {self.name!r}: its tokenizer cannot read a text like {texts[0]!r}: {error}; check its files "
+                f"in {self.path}."
+            ) from error
+        masks = coded["special_tokens_mask"]
+        kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
+        return list(zip(coded["input_ids"], kept))
+
+    def _token_ids(self, texts):
+        coded = self._code(texts)
+        too_long = [len(ids) > self.max_length for ids, _ in coded]
+        kept = [[] if long else kept for (_, kept), long in zip(coded, too_long)]
+        for text, (ids, _) in zip(texts, coded):
+            if self._limits.token_ids is not None and max(ids, default=0) >= self._limits.token_ids:
+                raise TeacherError(
+                    f"Teacher {self.name!r}: its tokenizer gives a token of {text!r} the id {max(ids)}, but the model "
+                    f"has {self._limits.token_ids} token embeddings; take that token out of the text."
+                )
+        return kept, [torch.tensor(ids, dtype=torch.int64) for ids, _ in coded], too_long
+
+    @functools.cached_property
+    def _padding(self):
+        """Id that fills rows; attention passes over it, but the model must have it."""
+        number, limit = self.tokenizer.pad_token_id or 0, self._limits.token_ids
+        return number if limit is None or number < limit else 0
 
     def _hidden(self, ids, attention):
         if next(self.model.parameters()).device != ids.device:
             self.model.to(ids.device, self.dtype or _fastest_dtype(ids.device))
-        try:
-            with torch.inference_mode():
-                states = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
-        except (TypeError, AttributeError, ValueError) as error:
-            states, reason = None, f": {error}"
-        else:
-            reason = ""
-        if states is None:
-            raise TeacherError(
-                f"Teacher {self.name!r} ({type(self.model).__name__}) returned no hidden states{reason}; "
-                "choose a text model such as bert-base-uncased for model.comat.teacher.name."
-            )
+        with torch.inference_mode():
+            states = self._states(self.model, ids, attention)
         # outside of inference mode, whose own tensors no loss can be trained against
-        return torch.stack([states[layer].float() for layer in self.layers]).mean(0)
+        return torch.stack([state.float() for state in states]).mean(0)
+
+    def _states(self, model, ids, attention=None):
+        """The chosen layers' hidden states, each [B, n, Dp]; checks that there is one for each token of ids [B, n]."""
+        attention = torch.ones_like(ids) if attention is None else attention
+        with self._as_teacher_error(model, f"{len(ids)} texts of up to {ids.shape[1]} tokens"):
+            states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
+            chosen = [states[layer] for layer in self.layers]
+        wanted = (*ids.shape, self.dim)
+        for layer, state in zip(self.layers, chosen):
+            if state.shape != wanted:
+                raise TeacherError(
+                    f"Teacher {self.name!r}: layer {layer} has hidden states {list(state.shape)} for {ids.shape[1]} "
+                    f"tokens, expected {list(wanted)}, one for each token; choose another model.comat.teacher.layers, "
+                    "or a text model such as bert-base-uncased."
+                )
+        return chosen
+
+    @contextmanager
+    def _as_teacher_error(self, model, texts):
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code
+            raise TeacherError(
+                f"Teacher {self.name!r} ({type(model).__name__}) returned no hidden states for {texts}: {error}; "
+                "choose a text model such as bert-base-uncased for model.comat.teacher.name."
+            ) from error
+
+
+def _ordinary(tokenizer):
+    """The tokenizer's vocabulary but for special tokens: dict from token to id."""
+    special = set(tokenizer.all_special_ids)
+    return {token: number for token, number in tokenizer.get_vocab().items() if number not in special}
 
 
 def _fastest_dtype(device):

@@ -39,6 +39,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import lightning.pytorch as pl
 import torch
 from bench_align import clock, where

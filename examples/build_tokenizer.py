@@ -16,9 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nemo.utils import logging
-
 from nemo_comat.output import check_outputs, one_sentence, written_beside
+from nemo_comat.waiting import announce, announce_nemo, kept_out
 
 FILES = ("tokenizer.model", "tokenizer.vocab", "vocab.txt")
 
@@ -30,6 +29,14 @@ def read_texts(manifests):
         with open(path, encoding="utf-8") as lines:
             texts += [str(json.loads(line).get("text", "")).strip() for line in lines if line.strip()]
     return [text for text in texts if text]
+
+
+def load_builder():
+    """NeMo's `create_spt_model`."""
+    announce_nemo()
+    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+
+    return create_spt_model
 
 
 def build_tokenizer(
@@ -49,27 +56,28 @@ def build_tokenizer(
         ValueError: texts is empty, or a tokenizer is there already.
         RuntimeError: SentencePiece cannot make so many pieces of so little text.
     """
-    from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
-
     if not texts:
         raise ValueError("there is no text to build a tokenizer from; give manifests whose rows have a text")
     folder = Path(folder).resolve()
     check_outputs([folder / name for name in FILES], overwrite=overwrite)
+    create_spt_model = load_builder()
+    announce(f"Building a tokenizer of {len(texts)} texts; this takes about 10 seconds for each 100,000 of them.")
     start = Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
         # SentencePiece writes the paths that it is given into the model, so it is given relative ones
         os.chdir(scratch)
         try:
             Path("document.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-            create_spt_model(
-                "document.txt",
-                vocab_size=vocab_size,
-                sample_size=-1,
-                do_lower_case=lower_case,
-                tokenizer_type=spe_type,
-                output_dir="tokenizer",
-                character_coverage=character_coverage,
-            )
+            with kept_out():
+                create_spt_model(
+                    "document.txt",
+                    vocab_size=vocab_size,
+                    sample_size=-1,
+                    do_lower_case=lower_case,
+                    tokenizer_type=spe_type,
+                    output_dir="tokenizer",
+                    character_coverage=character_coverage,
+                )
         finally:
             os.chdir(start)
         for name in FILES:
@@ -104,7 +112,9 @@ def main():
         )
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"No tokenizer built: {one_sentence(error)}")
-    logging.info(f"Tokenizer built; train with model.tokenizer.dir={folder}")
+    # SentencePiece makes fewer where the texts do not give so many
+    pieces = len((folder / "tokenizer.vocab").read_text(encoding="utf-8").splitlines())
+    print(f"Tokenizer of {pieces} pieces built; train with model.tokenizer.dir={folder}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ that was stopped goes on where it was, and new texts are added by running it aga
 import os
 import sys
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import torch
 from nemo.collections.asr.data.audio_to_text import expand_sharded_filepaths
 from nemo.collections.asr.parts.mixins import ASRBPEMixin

@@ -7,7 +7,13 @@ import argparse
 import json
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 from nemo.collections.asr.metrics.wer import word_error_rate
+from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE, plot_alignment
 from nemo_comat.models.export import ExportError, check_nemo_file
@@ -58,4 +64,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # what NeMo warns of when it opens a model is for those who train it
+    logging.setLevel(logging.ERROR)
     main()

@@ -15,7 +15,13 @@ last.
 import argparse
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 from nemo.collections.asr.models import EncDecHybridRNNTCTCModel
+from nemo.utils import logging
 
 from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
@@ -71,4 +77,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # what NeMo warns of when it opens a model is for those who train it
+    logging.setLevel(logging.ERROR)
     main()

@@ -11,6 +11,13 @@ import argparse
 import math
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
+from nemo.utils import logging
+
 from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment, plot_utterance
 from nemo_comat.models.export import check_nemo_file
 from nemo_comat.models.mixin import ComatMixin
@@ -60,4 +67,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # what NeMo warns of when it opens a model is for those who train it
+    logging.setLevel(logging.ERROR)
     main()

@@ -14,6 +14,11 @@ import signal
 import sys
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException

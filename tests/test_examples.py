@@ -138,10 +138,17 @@ def test_init_from_needs_no_plus(script):
     assert cfg.init_from_nemo_model == "a.nemo" and cfg.init_from_ptl_ckpt == "b.ckpt"
 
 
-def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkeypatch, small_cfg):
+def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkeypatch, small_cfg, capfd):
     script = load_script("build_tokenizer")
     monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}", "--vocab_size=40"])
+    folder = "tokenizer_spe_unigram_v40"
     script.main()
+    said = capfd.readouterr()
+    assert said.out.endswith(
+        f"Tokenizer of 40 pieces built; train with model.tokenizer.dir={tmp_path}/tokenizer_spe_unigram_v40\n"
+    )
+    # SentencePiece's own log, which is of about ninety lines
+    assert "trainer" not in said.err and "EM sub_iter" not in said.err
     small_cfg.tokenizer.dir = str(tmp_path / "tokenizer_spe_unigram_v40")
     model = ComatCTCModelBPE(cfg=small_cfg)
     assert model.tokenizer.vocab_size == 40

@@ -10,6 +10,11 @@ segment_log_softmax at --temperatures, and by the order alone, with segments spr
 import argparse
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import torch
 from nemo.collections.asr.parts.utils.manifest_utils import read_manifest
 from nemo.collections.common.parts.preprocessing.manifest import get_full_path

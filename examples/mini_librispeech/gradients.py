@@ -10,6 +10,11 @@ import argparse
 from pathlib import Path
 from statistics import median
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import torch
 from nemo.utils import logging
 from score import restore_on_dev

@@ -15,6 +15,11 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
 from nemo.utils import logging
 from omegaconf import open_dict

@@ -11,6 +11,11 @@ import json
 import sys
 from pathlib import Path
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE

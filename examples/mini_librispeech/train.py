@@ -17,6 +17,11 @@ import time
 from pathlib import Path
 from statistics import median
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nemo_comat.waiting import announce
+
 BACKENDS = ("auto", "cuda", "cpu", "torch")
 ELEMENTS = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 HERE = Path(__file__).parent
@@ -108,11 +110,33 @@ def jit(function):
     """The function compiled by numba, without the GIL, kept for other processes where there is a folder for it."""
     # numba takes a second to import; those who only use the torch backend do not pay for it
     from numba import njit
+    from numba.core import event
 
     try:
-        return njit(nogil=True, cache=True)(function)
+        compiled = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # there is no folder that numba can write its cache to
-        return njit(nogil=True)(function)
+        compiled = njit(nogil=True)(function)
+    event.register("numba:compile", _announcer(function))
+    return compiled
+
+
+def _announcer(function):
+    from numba.core import event
+
+    class Announcer(event.Listener):
+        """Says that a function is compiled; numba tells it so only where the function is not on disk already."""
+
+        def on_start(self, event):
+            if event.data["dispatcher"].py_func is function:
+                announce(
+                    f"Compiling {function.__module__}.{function.__name__.strip('_')} for this CPU; this takes about 5 "
+                    "seconds, and only once where numba can keep it on disk."
+                )
+
+        def on_end(self, event):
+            pass
+
+    return Announcer()
 
 
 def on_cpu(tensor, dtype):
@@ -176,6 +200,7 @@ def run(name, macro, index, blocks, threads, arguments, *, shared_bytes):
 def _compiled(name, macro, index):
     import cupy
 
+    announce(f"Compiling {name}.cu for this GPU; this takes some seconds, and none where CuPy has kept it on disk.")
     kernel = cupy.RawKernel(source(name), name, ("--std=c++17", f"-D{macro}"))
     try:
         kernel.max_dynamic_shared_size_bytes = device(index).shared_per_block

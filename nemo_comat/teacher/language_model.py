@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
+from nemo_comat.waiting import announce, quiet_transformers
 
 SENTENCEPIECE_UNKNOWN = "⁇"
 # embeddings kept for texts that come again; small corpora train for many epochs
@@ -214,6 +215,7 @@ class Teacher:
         encoder_decoder, _ = self.config.is_encoder_decoder, self.tokenizer
         # "eager": the other attentions look at the mask's values first, which waits for the device
         options = dict(attn_implementation="eager", output_loading_info=True)
+        announce(f"Loading the teacher {self.name}; this takes seconds from a disk, and minutes from a hub at first.")
         whole, info = self._load(AutoModel, dtype=self.dtype or torch.float32, **options)
         encoder = getattr(whole, "encoder", None)
         model = encoder if isinstance(encoder, PreTrainedModel) else whole.get_encoder() if encoder_decoder else whole
@@ -288,7 +290,8 @@ class Teacher:
 
     def _load(self, auto_class, **options):
         try:
-            return auto_class.from_pretrained(self.path, **options)
+            with quiet_transformers(bars=not Path(self.path).is_dir()):
+                return auto_class.from_pretrained(self.path, **options)
         except Exception as error:  # transformers and what it calls raise any class
             where = f"read from {self.path}" if self.path != self.name else "neither a folder nor an installed package"
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

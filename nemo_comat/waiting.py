@@ -1,0 +1,72 @@
+"""Waits: what is being done is said before it takes long, and what other packages say meanwhile is kept out."""
+
+import logging
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+
+LOGGER = logging.getLogger("nemo_comat")
+
+
+def announce(sentence):
+    """Says what takes a while now, and about how long; where several processes work, the first of a machine says it.
+
+    It is a warning of the logger "nemo_comat": with no logging set up, Python prints warnings alone, to stderr.
+
+    Args:
+        sentence: str.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        LOGGER.warning(sentence)
+
+
+def announce_nemo():
+    """For scripts, before they import NeMo; silent where it is there already.
+
+    What its telemetry says, that nothing is collected, is kept out.
+    """
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
+    if "nemo" not in sys.modules:
+        announce("Loading NeMo; this takes 10 to 60 seconds.")
+
+
+@contextmanager
+def kept_out():
+    """Keeps stderr out while the block runs, also what compiled code writes; shows it where the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            sys.stderr.flush()
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+@contextmanager
+def quiet_transformers(*, bars):
+    """Keeps transformers' warnings and reports of loading out while the block runs; errors are raised as ever.
+
+    Args:
+        bars: True where its progress bars are wanted, as for a download.
+    """
+    from transformers.utils import logging as theirs
+
+    verbosity, had_bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    if not bars:
+        theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)
+        if had_bars and not bars:
+            theirs.enable_progress_bar()

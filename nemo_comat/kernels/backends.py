@@ -127,6 +127,7 @@ def _announcer(function):
         """Says that a function is compiled; numba tells it so only where the function is not on disk already."""
 
         def on_start(self, event):
+            """Speaks for the one function."""
             if event.data["dispatcher"].py_func is function:
                 announce(
                     f"Compiling {function.__module__}.{function.__name__.strip('_')} for this CPU; this takes about 5 "
@@ -134,7 +135,7 @@ def _announcer(function):
                 )
 
         def on_end(self, event):
-            pass
+            """Nothing: what follows speaks for itself."""
 
     return Announcer()
 

@@ -205,7 +205,9 @@ def test_an_unknown_token_without_an_embedding_is_refused(tmp_path):
 def test_a_folder_without_a_tokenizer_is_refused(family, tmp_path):
     make_model(family).save_pretrained(tmp_path)
     make_config(family).save_pretrained(tmp_path)
-    with pytest.raises(TeacherError, match=f"tokenizer .*{tmp_path}"):
+    # transformers 5 makes a tokenizer of nothing, and version 4 does not
+    said = "no token with a letter|cannot be loaded: "
+    with pytest.raises(TeacherError, match=f"{tmp_path}.*: its tokenizer .*({said})"):
         Teacher(str(tmp_path)).encode(["the dog"])
 
 

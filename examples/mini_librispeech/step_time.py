@@ -13,6 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from nemo_comat.waiting import announce_nemo
+
+if __name__ == "__main__":
+    announce_nemo()
+
 import torch
 from nemo.utils import logging
 from train import RECIPE, arm_config

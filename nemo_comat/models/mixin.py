@@ -136,13 +136,13 @@ class ComatMixin:
         with captured(**self._watched()) as seen:
             step = super().training_step(batch, batch_nb)
         *_, transcript, transcript_len = batch
-        teacher = self._teacher_output(transcript, transcript_len, *samples)
+        pending = self._pending(transcript, transcript_len, *samples)
+        teacher = pending.result()
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         output = self._comat_output(seen, transcript, transcript_len, teacher)
         if self._is_first_batch:
             self._is_first_batch = False
-            texts = self._reference_texts(transcript, transcript_len, *samples)
-            for warning in first_batch_warnings(texts, self._teacher, teacher, output, bad_audio):
+            for warning in first_batch_warnings(pending.texts, self._teacher, teacher, output, bad_audio):
                 logging.warning(warning)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
@@ -191,12 +191,15 @@ class ComatMixin:
         return watched
 
     def _teacher_output(self, transcript, transcript_len, samples=None):
-        """What was started for this batch; where no trainer moved it to the device, the teacher's answer now."""
+        return self._pending(transcript, transcript_len, samples).result()
+
+    def _pending(self, transcript, transcript_len, samples=None):
+        """What was started for this batch; where no trainer moved it to the device, it is started now."""
         (of, started), self._started = self._started or (None, None), None
         if of is not transcript:
             texts = self._reference_texts(transcript, transcript_len, samples)
             started = Pending(self._teacher, texts, transcript.device)
-        return started.result()
+        return started
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
         encoded, encoded_len = seen["encoder"][:2]

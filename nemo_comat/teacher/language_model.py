@@ -94,9 +94,12 @@ class Pending:
         teacher: has `encode`.
         texts: list of B strings.
         device: torch.device; on a CPU the answer is there at once.
+    Attributes:
+        texts: as given.
     """
 
     def __init__(self, teacher, texts, device):
+        self.texts = texts
         self._device, self._stream = device, _side_stream(device)
         if self._stream is None:
             self._output = teacher.encode(texts, device)

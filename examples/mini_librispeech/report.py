@@ -10,7 +10,6 @@ what the table needs, no checkpoints, into a folder to commit.
 import argparse
 import gzip
 import json
-import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -49,14 +48,14 @@ def keep(out, names, target):
     """
     for folder in finished(out, names):
         place = target / folder.parent.name / folder.name
-        place.mkdir(parents=True, exist_ok=True)
         for name in RECORDS:
             source = record(folder, name)
-            if source.suffix == ".gz" or name in ("run.json", "history.jsonl"):
-                shutil.copyfile(source, place / source.name)
-            else:
+            content, packed = source.read_bytes(), source.suffix == ".gz"
+            if not packed and name not in ("run.json", "history.jsonl"):
                 # without a time and a name, so that the same transcripts are the same bytes
-                (place / f"{name}.gz").write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+                content, packed = gzip.compress(content, mtime=0), True
+            with written_beside(place / (f"{name}.gz" if packed else name)) as file:
+                file.write_bytes(content)
 
 
 def finished(out, names=()):

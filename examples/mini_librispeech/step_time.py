@@ -7,7 +7,6 @@ machine. Reading stands beside the step, because worker processes can do it.
 """
 
 import argparse
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from nemo.utils import logging
 from train import RECIPE, arm_config
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
+from nemo_comat.output import exit_in_one_sentence
 
 PARTS = ("read", "features", "encoder", "loss", "backward", "optimizer")
 
@@ -107,10 +107,8 @@ def main():
     args = parser.parse_intermixed_args()
     logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    try:
+    with exit_in_one_sentence(ConfigError):
         print(table(measure(args.data, args.scale, args.steps, args.overrides)))
-    except (ConfigError, OSError) as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -353,7 +353,6 @@ TABLES = {"arms": arms_table, "parts": parts_table, "sweep": sweep_table, "infer
 
 
 def prepare(options):
-    logging.set_verbosity(logging.ERROR)
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -431,5 +430,6 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    logging.setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(130 if main()["interrupted"] else 0)

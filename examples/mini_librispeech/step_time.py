@@ -105,11 +105,11 @@ def main():
     parser.add_argument("--steps", type=int, default=8, help="steps of each precision (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.encoder.d_model=176")
     args = parser.parse_intermixed_args()
-    logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
     with exit_in_one_sentence(ConfigError):
         print(table(measure(args.data, args.scale, args.steps, args.overrides)))
 
 
 if __name__ == "__main__":
+    logging.setLevel(logging.ERROR)
     main()

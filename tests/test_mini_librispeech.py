@@ -1,7 +1,9 @@
 """The recipe: data in its three forms, arms that differ in what they should, stop and resume, and the report's sums."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -351,6 +353,26 @@ def test_stopping_the_table_stops_its_runs(data, tmp_path):
     while holders(log) and time.monotonic() < end:
         time.sleep(0.1)
     assert log.exists() and not holders(log) and not settings.exists()
+
+
+def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch):
+    popen, started = subprocess.Popen, []
+
+    def stopped_meanwhile(*args, **options):
+        started.append(popen(*args, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(run, "commands", lambda args, arm, seed: [["sleep", "60"]])
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(subprocess, "Popen", stopped_meanwhile)
+            run.run_all(Namespace(out=tmp_path, arms=["ctc"], seeds=[1], jobs=1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (process,) = started
+    assert process.wait(timeout=10) == -signal.SIGTERM
 
 
 def holders(file):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -44,6 +45,26 @@ def start(args, arm, seed, command):
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
+@contextmanager
+def deferred(*numbers):
+    """Lets signals wait until the block has ended, and then act as ever."""
+    caught = []
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in caught[:1]:
+        signal.raise_signal(number)
+
+
+def launch(args, running, run, todo):
+    """Starts the first of a run's commands; whoever stops the table meanwhile stops this one too."""
+    with deferred(signal.SIGTERM, signal.SIGINT):
+        running[run] = start(args, *run, todo[0]), todo[1:]
+
+
 def done(args, arm, seed):
     """True where a run is trained and scored."""
     return all((args.out / arm / f"seed{seed}" / f"{split}.json").exists() for split in ("dev", "test"))
@@ -62,7 +83,7 @@ def ended(args, running):
             continue
         del running[run]
         if process.returncode == 0 and rest:
-            running[run] = start(args, *run, rest[0]), rest[1:]
+            launch(args, running, run, rest)
         else:
             yield run, process.returncode
 
@@ -76,8 +97,7 @@ def run_all(args):
             while waiting or running:
                 while waiting and len(running) < args.jobs:
                     run = waiting.pop(0)
-                    first, *rest = commands(args, *run)
-                    running[run] = start(args, *run, first), rest
+                    launch(args, running, run, commands(args, *run))
                     bar.set_postfix_str(", ".join(f"{arm} seed {seed}" for arm, seed in running))
                 time.sleep(1)
                 for run, status in ended(args, running):

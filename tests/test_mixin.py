@@ -16,11 +16,10 @@ from nemo_comat import (
     ComatCTCModelBPE,
     ConfigError,
     Teacher,
-    plot_alignment,
     write_cache,
     write_index,
 )
-from nemo_comat.models.mixin import captured
+from nemo_comat.models.captured import captured
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVES = ("kt_rl_cif", "kt_rl_att", "optimal_transport", "hkd")
@@ -122,19 +121,6 @@ def test_relatives_train(small_cfg, name):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", RELATIVES[:3])
-def test_relatives_give_an_alignment_to_look_at(small_cfg, manifest, tmp_path, name):
-    small_cfg.comat = OmegaConf.merge(small_cfg.comat, OmegaConf.load(ROOT / "conf" / f"{name}.yaml").model.comat)
-    row = OmegaConf.create(open(manifest).readline())
-    alignment = ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text)
-    assert len(alignment.path) == len(alignment.labels) == len(alignment.spans) == len(alignment.score)
-    if name == "optimal_transport":
-        assert "" not in alignment.labels and all(end > start for start, end in alignment.spans)
-    else:
-        assert alignment.path.tolist() == list(range(len(alignment.tokens))) and set(alignment.labels) == {""}
-        plot_alignment(alignment, tmp_path / "a.png")
-
-
 def test_a_cached_teacher_trains_like_a_live_one_and_loads_no_weights(small_cfg, manifest, tmp_path, monkeypatch):
     tokenizer = ComatCTCModelBPE(cfg=small_cfg).tokenizer
     texts = [tokenizer.ids_to_text(tokenizer.text_to_ids(json.loads(row)["text"])) for row in open(manifest)]
@@ -146,7 +132,8 @@ def test_a_cached_teacher_trains_like_a_live_one_and_loads_no_weights(small_cfg,
         _, cached = train(ComatCTCModelBPE, with_comat(small_cfg, {"teacher": {"cache": str(tmp_path)}}))
     for one, other in zip(live, cached):
         assert other.pop("train_cache_misses") == 0
-        assert other == pytest.approx(one, rel=1e-3)
+        # the alignment score is a mean cosine near 0, and float16 tips where two paths are nearly as good
+        assert other == pytest.approx(one, rel=1e-3, abs=2e-3)
 
 
 def test_texts_that_a_cache_lacks_are_counted_or_refused(small_cfg, tmp_path):
@@ -284,15 +271,6 @@ def test_interctc_with_comat(small_cfg):
     assert ours[0]["train_active_fraction"] == 1
 
 
-def test_the_first_call_of_a_module_is_captured():
-    double = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(double.weight, 2)
-    with captured(double=double) as seen:
-        double(torch.ones(1))
-        double(torch.zeros(1))
-    assert seen["double"].item() == 2 and not double._forward_hooks
-
-
 def test_mean_reduction_of_ctc_is_followed(small_cfg):
     small_cfg.ctc_reduction = "none"
     with pytest.raises(ValueError, match="ctc_reduction must be one of mean_batch, mean, mean_volume, sum, got 'none'"):
@@ -326,30 +304,3 @@ def test_transcribe_needs_neither_teacher_nor_network(small_cfg, manifest, monke
     timed = model.transcribe([audio], batch_size=1, timestamps=True, verbose=False)[0]
     assert isinstance(plain.text, str) and timed.text == plain.text
     assert set(timed.timestamp) >= {"word", "segment", "char"}
-
-
-@pytest.mark.parametrize("labels", ["forced", "greedy"])
-def test_alignment_of_one_utterance(small_cfg, manifest, tmp_path, labels):
-    small_cfg.comat.compress.labels = labels
-    model = ComatCTCModelBPE(cfg=small_cfg).train()
-    row = OmegaConf.create(open(manifest).readline())
-    if labels == "greedy":
-        # an untrained model's output has too few segments for the text
-        with pytest.raises(ValueError, match="no alignment with"):
-            model.align_text(row.audio_filepath, row.text + " and the very long boat" * 20)
-        return
-    alignment = model.align_text(row.audio_filepath, row.text)
-    assert model.training
-    assert "".join(alignment.labels).replace("▁", " ").split() == row.text.split()
-    assert " ".join(alignment.tokens).replace(" ##", "") == row.text
-    assert alignment.path[0] == 0 and alignment.path[-1] == len(alignment.tokens) - 1
-    assert all(0 <= start < end <= row.duration + 0.1 for start, end in alignment.spans)
-    assert all(a[1] <= b[0] for a, b in zip(alignment.spans, alignment.spans[1:]))
-    plot_alignment(alignment, tmp_path / "a.png", title=row.text)
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_aligning_without_comat_says_so(small_cfg, manifest):
-    model = ComatCTCModelBPE(cfg=with_comat(small_cfg, None))
-    with pytest.raises(ValueError, match="no active comat block"):
-        model.align_text("x.wav", "hello")

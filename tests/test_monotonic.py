@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_comat import monotonic_align, one_to_one_align, segment_log_softmax
+from nemo_comat import monotonic_align, segment_log_softmax
 from nemo_comat.align import MonotonicAligner
 
 BACKENDS = ["cpu", "torch"]
@@ -211,24 +211,6 @@ def test_torch_backend_on_a_gpu_equals_cpu():
     score, seg_len, text_len = torch.randn(8, 50, 20), torch.randint(0, 51, (8,)), torch.randint(0, 21, (8,))
     there = monotonic_align(score.cuda(), seg_len.cuda(), text_len.cuda(), backend="torch")
     assert there.is_cuda and there.cpu().equal(monotonic_align(score, seg_len, text_len))
-
-
-def test_one_to_one():
-    score = torch.zeros(6, 4, 4)
-    score[2, 1, 1] = float("nan")  # on the way of row 2
-    score[3, 1, 0], score[3, 3, 3] = float("nan"), float("inf")  # on nobody's
-    seg_len, text_len = torch.tensor([4, 2, 3, 3, 3, 0]), torch.tensor([4, 2, 3, 3, 2, 0])
-    path = one_to_one_align(score, seg_len, text_len)
-    assert path.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1], [-1] * 4, [0, 1, 2, -1], [-1] * 4, [-1] * 4]
-    assert path.dtype == torch.int32
-    # more segments, or more tokens, than the other has
-    assert one_to_one_align(score[:2, :, :2], torch.tensor([2, 4]), torch.tensor([2, 2])).tolist() == [
-        [0, 1, -1, -1],
-        [-1] * 4,
-    ]
-    assert one_to_one_align(score[:1, :2], torch.tensor([2]), torch.tensor([4])).tolist() == [[-1, -1]]
-    with pytest.raises(ValueError, match=r"score must be \[B, S, N\]"):
-        one_to_one_align(score[0], seg_len, text_len)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])

@@ -55,3 +55,23 @@ def test_every_public_definition_has_a_docstring(file):
         public = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
         if public and node.name not in ("hook", "keep_first", "extra_repr"):
             assert ast.get_docstring(node), f"{file.name}: {node.name}"
+
+
+def modules_of_ours(tree):
+    """Names by which a module knows other modules of ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nemo_comat"):
+            for alias in node.names:
+                if (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists():
+                    yield alias.asname or alias.name
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_module_reads_the_private_names_of_another(file):
+    tree = ast.parse(file.read_text())
+    ours = set(modules_of_ours(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nemo_comat"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")], node.module
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+            assert not node.attr.startswith("_"), f"{node.value.id}.{node.attr}"

@@ -1,7 +1,6 @@
 """What is said before it takes long, and what is kept out."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_comat import Teacher
-from nemo_comat.waiting import announce, kept_out, quiet_transformers
+from nemo_comat.waiting import announce, kept_out
 
 ROOT = Path(__file__).resolve().parents[1]
 # runs scripts whose imports end at the first that is slow, and prints what each has said until then
@@ -111,14 +110,3 @@ def test_a_teacher_is_announced_and_loads_without_a_report(capfd, caplog):
     ]
     said = capfd.readouterr()
     assert "LOAD REPORT" not in said.out + said.err and "Loading weights" not in said.err
-
-
-@pytest.mark.parametrize("bars", [True, False])
-def test_transformers_speaks_again_afterwards(bars):
-    from transformers.utils import logging as theirs
-
-    before = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    with pytest.raises(ValueError), quiet_transformers(bars=bars):
-        assert theirs.get_verbosity() == logging.ERROR and theirs.is_progress_bar_enabled() == (bars and before[1])
-        raise ValueError
-    assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == before

@@ -19,7 +19,7 @@ import torch
 from nemo.utils import logging
 from score import restore_on_dev
 
-from nemo_comat.models.mixin import captured
+from nemo_comat.models.captured import captured
 from nemo_comat.transfer import reduce_rows
 
 

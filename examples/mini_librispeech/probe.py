@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nemo_comat import Teacher, ctc_compress, token_average
-from nemo_comat.models.mixin import captured
+from nemo_comat.models.captured import captured
 
 
 def token_of_pieces(pieces, offsets):

@@ -1,12 +1,11 @@
-"""Align: which segment belongs to which token. The aligners all take (score, seg_len, text_len)."""
+"""Align: which segment belongs to which token. Every aligner gives a path, or a soft plan."""
 
 from nemo_comat.align.monotonic import (
     MonotonicAligner,
-    OneToOneAligner,
     monotonic_align,
-    one_to_one_align,
     segment_log_softmax,
 )
+from nemo_comat.align.one_to_one import OneToOneAligner, one_to_one_align
 from nemo_comat.align.sinkhorn import SinkhornAligner, plan_average, sinkhorn
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Compress: the ways to make segments of frames. All give `Compressed`."""
+"""Compress: an utterance's frames become segments. Every way to do it gives `Compressed`."""
 
 from nemo_comat.compress.attention import AttentionCompressor
 from nemo_comat.compress.cif import CIFCompressor, cif_weights, quantity_loss
@@ -6,14 +6,13 @@ from nemo_comat.compress.ctc import (
     BLANKS,
     LABELS,
     POOLS,
-    Compressed,
     CTCCompressor,
-    FrameCompressor,
     ctc_compress,
     pool_segments,
     run_segments,
-    usable_frames,
 )
+from nemo_comat.compress.frames import FrameCompressor, usable_frames
+from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import ctc_viterbi
 
 __all__ = [

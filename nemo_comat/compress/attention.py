@@ -9,7 +9,8 @@ import math
 import torch
 from torch import nn
 
-from nemo_comat.compress.ctc import Compressed, usable_frames
+from nemo_comat.compress.frames import usable_frames
+from nemo_comat.compress.segments import Compressed
 
 
 def sinusoids(length, dim, device=None):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nemo_comat.compress.ctc import Compressed, usable_frames
+from nemo_comat.compress.frames import usable_frames
+from nemo_comat.compress.segments import Compressed
 
 
 def cif_weights(log_weight, frame_len, text_len, n_tokens):

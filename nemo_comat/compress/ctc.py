@@ -1,17 +1,14 @@
-"""Compress: CTC labels cut an utterance's frames into segments, and each segment's frames are pooled into one vector.
-
-The other ways to compress are in cif.py and attention.py; all return `Compressed`.
+"""CTC labels cut an utterance's frames into segments, and each segment's frames are pooled into one vector.
 
 The labels are the model's greedy output or the CTC Viterbi path of the reference (`forced`). Source of CTC compression
 and of its three poolings: Gaido et al., arXiv 2102.01578. Using it on the way to a language model is the COMAT paper's
 "compress"; forced labels and the handling of impossible rows are ours.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
+from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import NEG_INF, ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
 
@@ -19,37 +16,6 @@ LABELS = ("greedy", "forced")
 BLANKS = ("drop", "keep")
 POOLS = ("avg", "weighted", "softmax")
 LOWEST = torch.finfo(torch.float32).min / 4  # in the place of -inf, whose differences are NaN
-
-
-class Compressed(NamedTuple):
-    """Segments of a batch.
-
-    segments: [B, S, D] pooled frames, 0 on padding. seg_len: [B] int64 segments per row.
-    seg_of_frame: [B, T] int64 segment of each frame, -1 on padding and dropped frames. seg_label: [B, S] int64 CTC
-    label of each segment, -1 on padding and where segments have none. loss: [B] what the compression itself adds to
-    the transfer loss, else 0.
-    """
-
-    segments: torch.Tensor
-    seg_len: torch.Tensor
-    seg_of_frame: torch.Tensor
-    seg_label: torch.Tensor
-    loss: torch.Tensor
-
-
-def usable_frames(hidden, frame_len):
-    """Zeroes padding, and whole rows that are not finite: times 0 they would still be NaN in a layer's gradient.
-
-    Args:
-        hidden: [B, T, D]; gets gradients where it is kept.
-        frame_len: [B] valid frames.
-    Returns:
-        hidden [B, T, D]; inside [B, T] bool, True = a frame that is no padding; usable [B] bool, rows that have frames,
-        all of them finite.
-    """
-    inside = torch.arange(hidden.shape[1], device=hidden.device) < frame_len.to(hidden.device)[:, None]
-    usable = (hidden.isfinite().all(2) | ~inside).all(1) & inside.any(1)
-    return torch.where((inside & usable[:, None])[..., None], hidden, 0), inside, usable
 
 
 def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
@@ -205,31 +171,3 @@ class CTCCompressor(nn.Module):
 
     def extra_repr(self):
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
-
-
-class FrameCompressor(nn.Module):
-    """Compresses nothing: each valid frame is a segment of its own; no parameters."""
-
-    def __init__(self):
-        super().__init__()
-
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
-        """Frames as segments.
-
-        Args:
-            hidden: [B, T, D] encoder frames; gets gradients.
-            frame_len: [B] valid frames.
-            log_probs: [B, T, V] CTC log-posteriors; a segment's label is its frame's greedy one.
-            targets, target_len, text_len, n_tokens: not read.
-        Returns:
-            Compressed with S = T.
-        """
-        frame = torch.arange(hidden.shape[1], device=hidden.device)
-        inside = frame < frame_len.to(hidden.device)[:, None]
-        return Compressed(
-            segments=torch.where(inside[..., None], hidden, 0),
-            seg_len=inside.sum(1),
-            seg_of_frame=torch.where(inside, frame, -1),
-            seg_label=torch.where(inside, log_probs.detach().argmax(2), -1),
-            loss=hidden.new_zeros(len(hidden)),
-        )

@@ -1,6 +1,10 @@
 """Models: all that touches NeMo.
 
-`mixin` has the training step and the model classes; `checkpoint` the dual ``.nemo``, `safe_load` the reading of
-``.ckpt`` files and `resume` going on from them; `manifest` checks data, `reference` reads its texts, and `characters`
-is the tokenizer of character models; `export` leaves this package.
+`recognisers` has the model classes. `mixin` is what makes them of NeMo's: the training step, and how the teacher's
+answer gets to it, by what `captured` sees and without `bad_audio`. `alignments` are to look at.
+
+`checkpoint` is the dual ``.nemo``, `saving` the ways into files and out of them, `safe_load` how ``.ckpt`` files are
+read, `resume` how a stopped run goes on, and `export` how a model leaves this package.
+
+`manifest` checks data, `reference` reads its texts and `audio` a file; `characters` is a character model's tokenizer.
 """

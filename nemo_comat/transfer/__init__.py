@@ -1,15 +1,15 @@
-"""Transfer: from aligned segments to the loss that pulls them to the teacher's embeddings."""
+"""Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
 
 from nemo_comat.transfer.losses import (
     LOSSES,
     REDUCTIONS,
-    Projection,
     TransferLoss,
     cosine_score,
     reduce_rows,
     token_average,
     transfer_loss,
 )
+from nemo_comat.transfer.projection import Projection
 
 __all__ = [
     "LOSSES",

@@ -1,4 +1,4 @@
-"""Transfer: each text token's segments are averaged, projected to the teacher's space, and pulled to its embedding."""
+"""Losses: each text token's segments are averaged, and the average is pulled to the teacher's embedding."""
 
 import torch
 from torch import nn
@@ -119,28 +119,6 @@ def reduce_rows(loss, text_len, reduction="mean_batch"):
     if reduction == "mean_volume":
         return loss.sum() / text_len.sum().clamp(min=1)
     return (loss / text_len.clamp(min=1) if reduction == "mean" else loss).mean()
-
-
-class Projection(nn.Module):
-    """Maps segments into the teacher's space: `depth` linear layers with GELU between them.
-
-    Args:
-        feat_in: width of the encoder's frames.
-        dim: width of the teacher's embeddings.
-        depth: number of linear layers; ours.
-    """
-
-    def __init__(self, feat_in, dim, depth=1):
-        super().__init__()
-        widths = [feat_in] + [dim] * depth
-        layers = []
-        for a, b in zip(widths, widths[1:]):
-            layers += [nn.Linear(a, b), nn.GELU()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, segments):
-        """[B, S, feat_in] to [B, S, dim] float32."""
-        return self.layers(segments.to(self.layers[0].weight.dtype)).float()
 
 
 class TransferLoss(nn.Module):

@@ -1,9 +1,10 @@
 """Alignments of a few validation utterances, drawn at each validation for the loggers that take pictures."""
 
+import warnings
+
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from nemo.utils import logging
 
 from nemo_comat.views.plot import alignment_image
 
@@ -13,14 +14,15 @@ class AlignmentPictures(pl.Callback):
 
     They go to TensorBoard (`add_image`) and Weights & Biases (`log_image`), from the first process alone. Where no
     logger takes pictures, in a sanity check, and where the weights are spread over processes, nothing is drawn. What
-    goes wrong is logged once, and ends the pictures, not the training.
+    goes wrong is said once, and ends the pictures, not the training.
 
     Args:
         pictures: number of utterances, at most the first batch's; 0 = none.
+        warn: called with the sentence that says what went wrong.
     """
 
-    def __init__(self, pictures=2):
-        self.pictures = pictures
+    def __init__(self, pictures=2, warn=warnings.warn):
+        self.pictures, self._warn = pictures, warn
         self._batch = None
 
     def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
@@ -59,7 +61,7 @@ class AlignmentPictures(pl.Callback):
         try:
             return call(*arguments)
         except Exception as error:  # a picture is not worth a run
-            logging.warning(
+            self._warn(
                 f"No pictures of alignments from here on ({type(error).__name__}: {error}); "
                 "model.comat.pictures=0 trains without them."
             )

@@ -1,0 +1,133 @@
+"""The implementations of monotonic alignment search that are compared: ours by backend, and the peers."""
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nemo_comat import monotonic_align
+from nemo_comat.kernels import backends
+
+CODE = Path(__file__).parent / "mas_avx2.cpp"
+
+
+@dataclass
+class Contestant:
+    """One implementation: `run(prepare(score, seg_len, text_len))` aligns, `read` makes [B, S] tokens of its answer."""
+
+    name: str
+    prepare: callable
+    run: callable
+    read: callable = lambda answer: answer
+    arrays: int = 1  # arrays of the scores' size that one call needs beside its input
+
+
+def ours(backend):
+    return Contestant(
+        f"nemo_comat {backend}",
+        lambda *inputs: inputs,
+        lambda inputs: monotonic_align(*inputs, backend=backend),
+        arrays=0,
+    )
+
+
+def avx2():
+    library = Path(tempfile.mkdtemp()) / "mas_avx2.so"
+    command = [
+        "g++",
+        "-O3",
+        "-mavx2",
+        "-shared",
+        "-fPIC",
+        str(CODE),
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    function = ctypes.CDLL(str(library)).mas_avx2
+
+    def prepare(score, seg_len, text_len):
+        return score.float().contiguous(), seg_len.long(), text_len.long()
+
+    def run(inputs):
+        batch, segs, tokens = inputs[0].shape
+        path = torch.empty(batch, segs, dtype=torch.int32)
+        function(*(ctypes.c_void_p(x.data_ptr()) for x in (*inputs, path)), batch, segs, tokens)
+        return path
+
+    return Contestant("C++ AVX2, one thread", prepare, run, arrays=0)
+
+
+def text_first(score, seg_len, text_len):
+    """[B, N, S] scores and mask, as the Glow-TTS family wants them."""
+    value = score.float().transpose(1, 2).contiguous()
+    frames = torch.arange(value.shape[2], device=value.device) < seg_len[:, None]
+    tokens = torch.arange(value.shape[1], device=value.device) < text_len[:, None]
+    return value, (tokens[:, :, None] & frames[:, None]).float()
+
+
+def pypi():
+    from monotonic_alignment_search import maximum_path
+
+    return Contestant(
+        "monotonic-alignment-search",
+        text_first,
+        lambda inputs: maximum_path(*inputs),
+        lambda answer: answer.transpose(1, 2).argmax(-1),
+        arrays=4,
+    )
+
+
+def nemo():
+    from nemo.collections.tts.parts.utils.helpers import b_mas
+
+    def prepare(score, seg_len, text_len):
+        return score.float()[:, None].contiguous(), text_len, seg_len
+
+    def run(inputs):
+        device = inputs[0].device
+        return torch.from_numpy(b_mas(*(x.cpu().numpy() for x in inputs))).to(device)
+
+    return Contestant("NeMo b_mas", prepare, run, lambda answer: answer[:, 0].argmax(-1), arrays=3)
+
+
+def super_mas():
+    from super_monotonic_align import maximum_path
+
+    return Contestant(
+        "Super-MAS",
+        text_first,
+        # it overwrites its input, which a caller that needs the scores has to keep
+        lambda inputs: maximum_path(inputs[0].clone(), inputs[1].bool(), dtype=torch.float32),
+        lambda answer: answer.transpose(1, 2).argmax(-1),
+        arrays=4,
+    )
+
+
+def contestants(device):
+    """Those that can run on a device, the first one the reference of all ratios; and why others cannot, by name."""
+    peers = {"monotonic-alignment-search": pypi, "NeMo b_mas": nemo, "Super-MAS": super_mas}
+    found, missing = [], {}
+    if device.type == "cuda":
+        reason = backends.why_no_cuda(device)
+        if reason:
+            missing["nemo_comat cuda"] = reason
+        found = [ours(backend) for backend in (["torch"] if reason else ["cuda", "torch"])]
+    else:
+        found = [ours("cpu"), ours("torch")]
+        del peers["Super-MAS"]
+        missing["Super-MAS"] = "needs a GPU"
+        if shutil.which("g++") and "avx2" in Path("/proc/cpuinfo").read_text():
+            found.append(avx2())
+        else:
+            missing["C++ AVX2"] = "needs g++ and a processor with AVX2"
+    for name, maker in peers.items():
+        try:
+            found.append(maker())
+        except ImportError as error:
+            missing[name] = str(error)
+    return found, missing

@@ -1,0 +1,84 @@
+"""Measures the contestants in turns, and judges their answers."""
+
+import functools
+import itertools
+import statistics
+
+import torch
+from align_contestants import contestants
+from machine import clock, copy_bandwidth, memory_left
+
+
+def random_inputs(shape, device, dtype, layout):
+    """Up to four (score, seg_len, text_len), full rows, to take turns; one that no cache can hold is enough."""
+    batch, segs, tokens = shape
+    size = batch * segs * tokens * dtype.itemsize
+    count = 1 if size >= 1 << 28 else max(1, min(4, memory_left(device) // 4 // size))
+    generator = torch.Generator(device).manual_seed(0)
+    lengths = [torch.full((batch,), n, device=device) for n in (segs, tokens)]
+    for _ in range(count):
+        score = torch.randn(shape, generator=generator, device=device).to(dtype)
+        yield score if layout == "text" else score.transpose(1, 2).contiguous().transpose(1, 2), *lengths
+
+
+def measure(field, pool, device, rounds):
+    """Answers and seconds of a call of each contestant, measured in turns: [(contestant, answers, times)]."""
+    ready = []
+    for contestant in field:
+        prepared = [contestant.prepare(*inputs) for inputs in pool]
+        answers = [contestant.read(contestant.run(inputs)) for inputs in prepared]
+        once = clock(device, functools.partial(contestant.run, prepared[0]))
+        calls = max(1, int(0.02 / max(once, 1e-6)))
+        ready.append((contestant, prepared, answers, calls, rounds if once < 1 else min(rounds, 3), []))
+    for turn in range(rounds):
+        for contestant, prepared, _, calls, its_rounds, times in ready:
+            if turn < its_rounds:
+                inputs = itertools.cycle(prepared[turn % len(pool) :] + prepared[: turn % len(pool)])
+                times.append(clock(device, lambda run=contestant.run, turns=inputs: run(next(turns)), calls))
+    return [(contestant, answers, times) for contestant, _, answers, _, _, times in ready]
+
+
+def total(score, path):
+    """Each path's sum of scores, in float64, and whether it is monotonic from the first token to the last."""
+    tokens, path = score.shape[2], path.long()
+    steps = path.diff(dim=1)
+    valid = (path[:, 0] == 0) & (path[:, -1] == tokens - 1) & ((steps == 0) | (steps == 1)).all(1)
+    return score.gather(2, path.clamp(0, tokens - 1)[..., None])[..., 0].double().sum(1), valid
+
+
+def judge(pool, answers_of_all):
+    """For each contestant whether all its paths are valid, and whether they are as good as the best one's."""
+    judged = [[True, True] for _ in answers_of_all]
+    for score, *answers in zip((inputs[0] for inputs in pool), *answers_of_all):
+        totals = [total(score, answer) for answer in answers]
+        best = torch.stack([sums.masked_fill(~valid, float("-inf")) for sums, valid in totals]).max(0).values
+        for verdict, (sums, valid) in zip(judged, totals):
+            verdict[0] &= bool(valid.all())
+            # float32 totals are rounded: a path is as good as the best within that
+            verdict[1] &= bool((sums >= best - 1e-5 * score.shape[1]).all())
+    return judged
+
+
+def bench(shape, device, dtype, layout, rounds):
+    """Rows {shape, contestant, seconds, …} or {shape, contestant, skipped} for one shape."""
+    batch, segs, tokens = shape
+    left, cells = memory_left(device), batch * segs * tokens
+    pool = list(random_inputs(shape, device, dtype, layout))
+    taken = len(pool) * cells * dtype.itemsize
+    field, missing = contestants(device)
+    rows = [{"shape": shape, "contestant": name, "skipped": why} for name, why in missing.items()]
+    for contestant in list(field):
+        if contestant.arrays * cells * 4 + taken > 0.8 * left:
+            field.remove(contestant)
+            rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
+    measured = measure(field, pool, device, rounds)
+    moved = cells * dtype.itemsize + 4 * batch * segs
+    for (contestant, _, times), (valid, optimal) in zip(measured, judge(pool, [answers for _, answers, _ in measured])):
+        seconds = statistics.median(times)
+        row = {"shape": shape, "contestant": contestant.name, "seconds": seconds, "valid": valid, "optimal": optimal}
+        row["ratio"] = seconds / statistics.median(measured[0][2])
+        row["spread"] = (max(times) - min(times)) / seconds
+        row["bytes"] = moved
+        row["share_of_copy_bandwidth"] = moved / seconds / copy_bandwidth(device)
+        rows.append(row)
+    return rows

@@ -1,0 +1,69 @@
+"""The machine that is measured on: its clock, its memory, and what it is."""
+
+import functools
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+import nemo_comat
+
+
+def clock(device, call, calls=1):
+    """Seconds of one call, over `calls` calls in a row."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - began) / calls
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    for _ in range(calls):
+        call()
+    events[1].record()
+    events[1].synchronize()
+    return events[0].elapsed_time(events[1]) / 1000 / calls
+
+
+@functools.cache
+def copy_bandwidth(device):
+    """Bytes a second, read and written, that a copy of 256 MiB moves."""
+    source = torch.zeros(64 << 20, device=device)
+    target = torch.empty_like(source)
+    seconds = [clock(device, lambda: target.copy_(source)) for _ in range(12)]
+    return 2 * 4 * source.numel() / statistics.median(seconds[2:])
+
+
+def memory_left(device):
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def where(device):
+    """What the figures were measured on."""
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        models = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        machine = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return {
+        "machine": machine,
+        "torch": torch.__version__,
+        "nemo_comat": nemo_comat.__version__,
+        "commit": commit.stdout.strip(),
+        "copy_bandwidth_gb_s": copy_bandwidth(device) / 1e9,
+    }
+
+
+def resident(key):
+    """Bytes that Linux counts of this process under a key, such as VmRSS or VmHWM."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status[key].split()[0])

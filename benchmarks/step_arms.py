@@ -1,0 +1,135 @@
+"""The arms of a comparison: their configs, models and optimizers, and the step that they take."""
+
+import functools
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from nemo.collections.asr.models import EncDecCTCModelBPE
+from omegaconf import OmegaConf, open_dict
+from step_data import random_bert
+
+from nemo_comat import ComatCTCModelBPE, write_cache, write_index
+from nemo_comat.config import teacher_arguments
+from nemo_comat.teacher import build_teacher
+
+CONFIG = Path(__file__).resolve().parents[1] / "conf" / "conformer_ctc_comat.yaml"
+SIZES = {  # the table in the config's header
+    "tiny": dict(d_model=32, n_heads=4, n_layers=2),
+    "small": dict(d_model=176, n_heads=4, n_layers=16),
+    "medium": dict(d_model=256, n_heads=4, n_layers=18),
+    "large": dict(d_model=512, n_heads=8, n_layers=18),
+}
+RANDOM_TEACHER = "random-bert-base"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one comparison is measured with; the arms differ in nothing else."""
+
+    size: str
+    batch_size: int
+    precision: str
+    labels: str
+
+
+@dataclass
+class Arm:
+    """One model and what was measured of it; seconds and active (share of rows) have an entry for each round."""
+
+    name: str
+    model: EncDecCTCModelBPE
+    optimizer: torch.optim.Optimizer
+    logged: dict = field(default_factory=dict)
+    held_bytes: int = 0
+    step_bytes: int = 0
+    seconds: list = field(default_factory=list)
+    active: list = field(default_factory=list)
+
+
+def model_config(options, setting):
+    """The shipped config at a size, without data, and with an optimizer that hardly moves the random weights."""
+    cfg = OmegaConf.load(CONFIG).model
+    cfg.encoder.update(SIZES[setting.size])
+    cfg.spec_augment.time_masks = 10 if setting.size == "large" else 5
+    cfg.tokenizer.dir = str(options.tokenizer)
+    cfg.comat.compress.labels = setting.labels
+    cfg.update(train_ds=None, validation_ds=None, test_ds=None, log_prediction=False)
+    cfg.optim = {"name": "adamw", "lr": 1e-6, "betas": [0.9, 0.98], "weight_decay": 1e-3}
+    return cfg
+
+
+def plain_config(cfg):
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        del cfg["comat"]
+    return cfg
+
+
+def live_config(cfg, teacher):
+    cfg = cfg.copy()
+    cfg.comat.teacher.name = random_bert_base() if teacher == RANDOM_TEACHER else teacher
+    return cfg
+
+
+def cached_config(cfg, texts, folder):
+    """The config with these texts' embeddings in a cache in the folder."""
+    for _ in write_cache(folder, build_teacher(**teacher_arguments(cfg.comat.teacher)), texts):
+        pass
+    write_index(folder)
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.comat.teacher.update(cache=str(folder), missing="error")
+    return cfg
+
+
+@functools.cache
+def random_bert_base():
+    """A folder with a model of BERT-base's size, of random weights; deleted at the end."""
+    folder = tempfile.TemporaryDirectory(prefix=RANDOM_TEACHER)
+    random_bert_base.folder = folder  # lives as long as the program
+    random_bert(folder.name)
+    return folder.name
+
+
+def configs_of_arms(options, setting, texts, folder):
+    """The config of each arm by its name, ctc first."""
+    cfg = model_config(options, setting)
+    configs = {"ctc": plain_config(cfg), "cached": cached_config(live_config(cfg, options.teacher[0]), texts, folder)}
+    configs.update((f"live {teacher}", live_config(cfg, teacher)) for teacher in options.teacher)
+    return configs
+
+
+def make_trainer(device):
+    """A trainer to attach to models, for NeMo's steps ask it for the step's number."""
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    return pl.Trainer(accelerator=accelerator, devices=1, max_steps=1_000_000, num_sanity_val_steps=0, **quiet)
+
+
+def make_arm(name, cfg, trainer, device):
+    """A model on the device, its weights from one seed whatever the arm."""
+    torch.manual_seed(0)
+    model = (ComatCTCModelBPE if "comat" in cfg else EncDecCTCModelBPE)(cfg=cfg, trainer=trainer)
+    model = model.to(device).train()
+    optimizer = model.configure_optimizers()
+    arm = Arm(name, model, optimizer[0][0] if isinstance(optimizer, tuple) else optimizer)
+    # NeMo's step hands its numbers to Lightning, which takes them inside fit only
+    model.log_dict = lambda numbers, **options: arm.logged.update(numbers)
+    return arm
+
+
+def autocast(device, precision):
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_step(arm, batch, device, precision):
+    """One step, as Lightning takes it."""
+    batch = arm.model.transfer_batch_to_device(batch, device, 0)
+    with autocast(device, precision):
+        loss = arm.model.training_step(batch, 0)["loss"]
+    arm.optimizer.zero_grad()
+    loss.backward()
+    arm.optimizer.step()

@@ -1,0 +1,39 @@
+"""One to one: as many segments as tokens need no search."""
+
+import torch
+from torch import nn
+
+
+def one_to_one_align(score, seg_len, text_len):
+    """Segment n belongs to token n.
+
+    Args:
+        score: [B, S, N] similarity, read for whether it is finite.
+        seg_len, text_len: [B] valid segments / tokens.
+    Returns:
+        [B, S] int32 on score's device: token index per segment; -1 on padding and on rows that have no tokens, not as
+        many segments as tokens, or a score on the way that is not finite.
+    Raises:
+        ValueError: score is not 3-D.
+    Source: KT-RL, arXiv 2203.03582; the treatment of impossible rows is ours.
+    """
+    if score.dim() != 3:
+        raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
+    seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
+    token = torch.arange(score.shape[1], device=score.device)
+    inside = token < text_len[:, None]
+    finite = score.diagonal(dim1=1, dim2=2).isfinite()
+    finite = nn.functional.pad(finite, (0, score.shape[1] - finite.shape[1]))
+    feasible = (seg_len == text_len) & (finite | ~inside).all(1)
+    return torch.where(inside & feasible[:, None], token, -1).int()
+
+
+class OneToOneAligner(nn.Module):
+    """`one_to_one_align`; no parameters."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, score, seg_len, text_len):
+        """As `MonotonicAligner.forward`."""
+        return one_to_one_align(score, seg_len, text_len), None

@@ -1,0 +1,101 @@
+"""Alignments of a model with COMAT, to look at: of one utterance, or of a batch's."""
+
+import math
+
+import torch
+
+from nemo_comat.models.audio import read_audio
+from nemo_comat.models.captured import captured
+from nemo_comat.models.reference import manifest_text
+from nemo_comat.views.plot import Alignment
+
+
+class AlignmentMixin:
+    """The part of `ComatMixin` that training does without; see there what a model needs."""
+
+    def reads_at_once(self, transcript, transcript_len):
+        """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
+        return [self._teacher.reads_at_once(text) for text in self.transcript_texts(transcript, transcript_len)]
+
+    def read_audio(self, audio):
+        """Reads an audio file as training did: at the model's sample rate, ``train_ds.channel_selector`` heeded.
+
+        Args:
+            audio: path.
+        Returns:
+            float32 [samples], on the CPU; several channels are averaged where the config names none of them.
+        Raises:
+            ValueError: the file cannot be read as audio, has no samples, or lacks the channel.
+        """
+        dataset = self._cfg.get("train_ds") or {}
+        return read_audio(audio, self.preprocessor._sample_rate, dataset.get("channel_selector"))
+
+    def align_text(self, audio, text):
+        """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
+
+        Args:
+            audio: path of an audio file, read by `read_audio`.
+            text: what is said in it.
+        Returns:
+            nemo_comat.views.plot.Alignment.
+        Raises:
+            ValueError: COMAT is off in this model, the audio cannot be read or has no samples, or no alignment exists
+                (more tokens than segments, or fewer frames than the text needs).
+        """
+        if self.comat is None:
+            raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
+        signal = self.read_audio(audio).to(self.device)[None]
+        ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
+        signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
+        read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
+        output, features = self._align(signal, signal_len, ids, ids_len, [read])
+        if not output.active[0]:
+            raise ValueError(
+                f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
+                f"{output.score.shape[2]} tokens; is the text what is said?"
+            )
+        return self._read_alignment(output, features, 0, read)
+
+    def alignments(self, signal, signal_len, transcript, transcript_len):
+        """Aligns each row of a batch, to look at.
+
+        Args:
+            signal, signal_len: [B, samples] and [B]. transcript, transcript_len: [B, U] and [B].
+        Returns:
+            list of nemo_comat.views.plot.Alignment, None for a row that has none.
+        """
+        texts = self.transcript_texts(transcript, transcript_len)
+        output, features = self._align(signal, signal_len, transcript, transcript_len, texts)
+        active = output.active.tolist()
+        return [self._read_alignment(output, features, i, t) if active[i] else None for i, t in enumerate(texts)]
+
+    @torch.no_grad()
+    def _align(self, signal, signal_len, transcript, transcript_len, texts):
+        mode, _ = self.training, self.eval()
+        try:
+            with captured(**self._watched(), features=self.preprocessor) as seen:
+                self.forward(input_signal=signal, input_signal_length=signal_len)
+            teacher = self._teacher.encode(texts, signal.device)
+            return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
+        finally:
+            self.train(mode)
+
+    def _read_alignment(self, output, features, row, text):
+        segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
+        stride = self._cfg.preprocessor.window_stride
+        seconds = stride * self.encoder.subsampling_factor
+        frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
+        # the last one is for the label -1, of segments that have none
+        tokenizer = self._text_tokenizer()
+        pieces = [*tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size))), "blank", ""]
+        return Alignment(
+            score=output.score[row, :segs, :tokens].cpu(),
+            path=output.path[row, :segs].cpu(),
+            tokens=self._teacher.tokens(text),
+            labels=[pieces[i] for i in output.compressed.seg_label[row, :segs].tolist()],
+            spans=[
+                (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
+            ],
+            features=features[0][row, :, : int(features[1][row])].float().cpu(),
+            frame_seconds=stride,
+        )

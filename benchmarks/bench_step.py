@@ -43,6 +43,7 @@ from step_arms import RANDOM_TEACHER, SIZES
 from step_measure import measure, prepare
 from step_report import TABLES
 
+from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "demo_corpus"
@@ -87,7 +88,8 @@ def main(arguments=None):
     result = {**where(options.device), "threads": torch.get_num_threads(), "options": asked, "interrupted": False}
     result.update({key: [] for key in ("arms", "parts", "shapes", "sweep", "inference")})
     try:
-        measure(options, result)
+        with exit_in_one_sentence(ManifestError):
+            measure(options, result)
     except KeyboardInterrupt:
         result["interrupted"] = True
     for key, table in TABLES.items():

@@ -1,13 +1,12 @@
 """Batches with the ragged lengths of LibriSpeech, from a manifest or made up, audio noise; and teachers made up."""
 
 import itertools
-import json
 import random
-from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_comat.models.rows import number_of, read_objects, read_texts
 from nemo_comat.teacher import find_model
 
 WORDS_PER_SECOND = 2.7
@@ -36,9 +35,12 @@ def synthetic_rows(draw, seconds):
 
 
 def manifest_rows(file, draw, count):
-    """(duration, text) of a manifest's rows in random order, each text once."""
-    lines = (json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
-    rows = list({row["text"]: (row["duration"], row["text"]) for row in lines}.values())
+    """(duration, text) of a manifest's rows in random order, each text once and no empty one; they need no audio."""
+    rows = {}
+    for (number, row), text in zip(read_objects(file), read_texts(file), strict=True):
+        if text:
+            rows[text] = number_of(row.get("duration"), "duration", f"{file} line {number}"), text
+    rows = list(rows.values())
     if len(rows) < count:
         raise SystemExit(
             f"{file} has {len(rows)} different texts, but {count} are needed, for a live teacher must not see a text "

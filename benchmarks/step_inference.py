@@ -1,7 +1,6 @@
 """Inference from one dual .nemo file, by NeMo's own class and by ours: the same texts, in what time."""
 
 import functools
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from step_parts import timed
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.models.rows import read_rows
 
 CLASSES = (EncDecCTCModelBPE, ComatCTCModelBPE)
 
@@ -24,8 +24,7 @@ def require_equal(answers):
 
 
 def audio_files(manifest):
-    rows = [json.loads(line) for line in Path(manifest).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [str(Path(manifest).parent / row["audio_filepath"]) for row in rows]
+    return [row.item["audio_file"] for row in read_rows(manifest)]
 
 
 def restored(cfg, nemo_file, device, manifest, batch_size):

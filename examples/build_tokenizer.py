@@ -9,7 +9,6 @@ NeMo's wheel; the tokenizer itself is built by NeMo's `create_spt_model`.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -23,12 +22,20 @@ FILES = ("tokenizer.model", "tokenizer.vocab", "vocab.txt")
 
 
 def read_texts(manifests):
-    """Transcripts of several manifests, empty ones left out."""
-    texts = []
-    for path in manifests:
-        with open(path, encoding="utf-8") as lines:
-            texts += [str(json.loads(line).get("text", "")).strip() for line in lines if line.strip()]
-    return [text for text in texts if text]
+    """Transcripts of several manifests; rows without one are left out, and counted on stderr.
+
+    Raises:
+        ManifestError: a manifest, or one of its texts, cannot be read.
+    """
+    announce_nemo()
+    from nemo_comat.models.rows import read_texts as texts_of
+
+    texts = [text for path in manifests for text in texts_of(path)]
+    said = [text for text in texts if text]
+    if len(said) < len(texts):
+        left_out = len(texts) - len(said)
+        print(f"{left_out} of {len(texts)} rows have no text, or an empty one: left out.", file=sys.stderr)
+    return said
 
 
 def load_builder():

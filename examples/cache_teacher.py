@@ -18,10 +18,8 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
-from nemo.collections.asr.data.audio_to_text import expand_sharded_filepaths
 from nemo.collections.asr.parts.mixins import ASRBPEMixin
 from nemo.collections.common.data.lhotse.cutset import read_cutset_from_config
-from nemo.collections.common.parts.preprocessing.manifest import item_iter
 from nemo.collections.common.tokenizers.aggregate_tokenizer import TokenizerWrapper
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
@@ -32,8 +30,10 @@ from tqdm import tqdm
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.models.characters import CharacterTokenizer
-from nemo_comat.models.manifest import ManifestError, manifest_paths
+from nemo_comat.models.lhotse_manifest import multi_blocks
+from nemo_comat.models.manifest import manifest_paths
 from nemo_comat.models.reference import manifest_text, reference_text
+from nemo_comat.models.rows import ManifestError, expand, read_rows
 from nemo_comat.output import one_sentence
 from nemo_comat.teacher import build_teacher
 
@@ -65,44 +65,76 @@ def texts_of(dataset, tokenizer, text="tokens"):
         str: encoded and decoded by the tokenizer, or as they stand.
     """
     encode = TokenizerWrapper(tokenizer)
-    for parts in transcripts(dataset):
-        if text == "manifest":
-            yield manifest_text(part for part, *_ in parts)
-        else:
-            yield reference_text(tokenizer, [int(i) for part in parts for i in token_ids(encode, *part)])
+    for where, parts in transcripts(dataset):
+        try:
+            # a string that is read as it stands need not be encoded; anything else, training would encode
+            encoded = parts if text == "tokens" else [part for part in parts if not isinstance(part[0], str)]
+            ids = [int(i) for part in encoded for i in token_ids(encode, *part)]
+            said = reference_text(tokenizer, ids) if text == "tokens" else manifest_text(part for part, *_ in parts)
+        except Exception as error:  # of any tokenizer
+            raise ManifestError(
+                f"{where} has a text that the tokenizer cannot read, {parts!r} ({type(error).__name__}: {error}); give "
+                "a string, and a lang of the tokenizer's where it has several."
+            ) from error
+        yield said
 
 
 def token_ids(encode, text, lang, tokens):
     """Token ids of one part of an utterance: the manifest's own, or its text's."""
-    return tokens if tokens is not None else encode(text, lang) if text else []
+    return tokens if tokens is not None else encode(text, lang) if text != "" else []
 
 
 def transcripts(dataset):
-    """Lists of (text, language or None, token ids or None), one list an utterance."""
+    """Pairs of where an utterance is from, and its list of (text, language or None, token ids or None)."""
     if dataset.get("use_lhotse"):
-        metadata = {**OmegaConf.to_container(dataset), "metadata_only": True, "force_finite": True}
-        for cut in read_cutset_from_config(OmegaConf.create(metadata))[0]:
-            yield [(s.text, s.language, getattr(s, "tokens", None)) for s in cut.supervisions]
+        for block in multi_blocks(dataset):
+            for cut in cuts_of(block):
+                # Lhotse's dataset reads a text that is null as an empty one
+                said = [(s.text or "", s.language, getattr(s, "tokens", None)) for s in cut.supervisions]
+                yield f"Cut {cut.id}", said
         return
-    for path in manifest_paths(dataset):
-        for file in expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0):
-            for item in item_iter(file):
-                if isinstance(item["text"], list):
-                    yield [(span["str"], span["lang"], None) for span in item["text"]]
-                else:
-                    yield [(item["text"], item["lang"], item["token_labels"])]
+    paths = manifest_paths(dataset)
+    if not paths or "hf_data_cfg" in dataset:
+        raise ConfigError(
+            "model.train_ds names no manifests, whose texts could be cached without their audio; train without "
+            "model.comat.teacher.cache."
+        )
+    for path in paths:
+        for file in expand(path):
+            for row in read_rows(file):
+                text, lang, labels = (row.item[key] for key in ("text", "lang", "token_labels"))
+                yield row.where, spans_of(text) or [(text, lang, labels)]
+
+
+def cuts_of(block, metadata_only=True):
+    """Lhotse's cuts of a block; some come twice where only their audio says how long they are."""
+    options = {**OmegaConf.to_container(block), "metadata_only": metadata_only, "force_finite": True}
+    try:
+        yield from read_cutset_from_config(OmegaConf.create(options))[0]
+    except TypeError:  # of a manifest's duration that is null or a string, for which training opens the audio
+        if not metadata_only:
+            raise
+        yield from cuts_of(block, metadata_only=False)
+
+
+def spans_of(text):
+    """The parts of a text that is a list of one-language spans; None for any other."""
+    spans = isinstance(text, list) and all(isinstance(span, dict) and {"str", "lang"} <= span.keys() for span in text)
+    return [(span["str"], span["lang"], None) for span in text] if spans else None
 
 
 def place(cfg):
     """This process's rank, number of processes, and device: as torchrun sets them, or else the only one."""
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
     rank, world_size, local = (int(os.environ.get(key, value)) for key, value in defaults.items())
-    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    gpu = torch.cuda.is_available() and OmegaConf.select(cfg, "trainer.accelerator") != "cpu"
     return rank, world_size, f"cuda:{local}" if gpu else "cpu"
 
 
 def fill(cfg):
     """Writes the cache of a config; returns the number of texts in it, or None on all ranks but the first."""
+    if OmegaConf.select(cfg, "model.comat") is None:
+        raise ConfigError("model.comat is missing; give training's config, with its comat block.")
     block = read_comat_config(cfg.model.comat).teacher
     if block.cache is None:
         raise ConfigError("model.comat.teacher.cache is missing; give model.comat.teacher.cache=FOLDER to write to.")

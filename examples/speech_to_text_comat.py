@@ -6,12 +6,13 @@
         model.tokenizer.dir=tokenizer \
         model.comat.teacher.name=bert-base-uncased
 
-Every override of NeMo's works. Without manifests it trains on the corpus in examples/demo_corpus. A config with
-model.labels and without model.tokenizer makes a character model.
+Every override of NeMo's works. Where no data are named at all, the configs of conf/ train on the corpus in
+examples/demo_corpus. A config with model.labels and without model.tokenizer makes a character model.
 """
 
 import signal
 import sys
+from numbers import Real
 from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
@@ -34,7 +35,10 @@ from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
-DATA_KEYS = ("manifest_filepath", "input_cfg", "shar_path", "cuts_path", "tarred_audio_filepaths")
+# the config that all in conf/ are based on
+SHIPPED = CORPUS.parents[1] / "conf" / "conformer_ctc_comat.yaml"
+# NeMo's blocks of data, and where its models keep their loaders
+LOADERS = {"train_ds": "_train_dl", "validation_ds": "_validation_dl", "test_ds": "_test_dl"}
 
 
 def allow_init_from(arguments):
@@ -47,14 +51,24 @@ def has_value(block, key):
     return not OmegaConf.is_missing(block, key) and block.get(key) is not None
 
 
-def has_data(dataset):
-    """True where a ``*_ds`` block, which may be null, names a source of data."""
-    return dataset is not None and any(has_value(dataset, key) for key in DATA_KEYS)
+def names_data(cfg, name):
+    """True where a ``*_ds`` block, which may be null or absent, may name data.
+
+    Which keys do so is NeMo's to say, and differs from reader to reader. So it is any text, list or block that the
+    config in conf/ does not have at that key, the model's labels apart; numbers and switches are options of data that
+    something else names; but multi_config, of Lhotse, says that blocks name the data.
+    """
+    dataset, shipped = cfg.model.get(name), OmegaConf.load(SHIPPED).model[name]
+    values = [
+        (dataset[key], shipped.get(key), cfg.model.get("labels")) for key in dataset or () if has_value(dataset, key)
+    ]
+    found = any(not isinstance(value, Real) and value not in known for value, *known in values)
+    return found or bool(dataset and dataset.get("multi_config"))
 
 
 def by_characters(cfg):
     """True where the config is a character model's: it lists its labels and has no tokenizer."""
-    return "tokenizer" not in cfg.model and has_value(cfg.model, "labels")
+    return cfg.model.get("tokenizer") is None and has_value(cfg.model, "labels")
 
 
 def use_embedded_corpus(cfg):
@@ -70,12 +84,14 @@ def use_embedded_corpus(cfg):
         del changes["model.tokenizer.dir"]
     with open_dict(cfg):
         for key, value in changes.items():
-            if not any(f"{override}.".startswith(f"{key}.") for override in given):
+            there = OmegaConf.select(cfg, key.rpartition(".")[0]) is not None  # a block that is null or absent stays so
+            if there and not any(f"{override}.".startswith(f"{key}.") for override in given):
                 OmegaConf.update(cfg, key, value, merge=False)
     logging.info(
         f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
-        f"own short schedule, {cfg.trainer.max_epochs} epochs or {cfg.trainer.max_time} (d:h:m:s) at most; with your "
-        "manifests the config's schedule stands."
+        f"own short schedule, {OmegaConf.select(cfg, 'trainer.max_epochs')} epochs or "
+        f"{OmegaConf.select(cfg, 'trainer.max_time')} (d:h:m:s) at most; with your manifests the config's schedule "
+        "stands."
     )
 
 
@@ -96,22 +112,75 @@ def prepare(cfg):
 
 def complete(cfg):
     """Checks a config, its data apart, and fills in the embedded corpus."""
+    if cfg.get("model") is None:
+        raise ConfigError("The config has no model block; give a NeMo config of a CTC model, with a comat block.")
     if cfg.model.get("comat") is not None:
         read_comat_config(cfg.model.comat)
-    if not has_data(cfg.model.train_ds):
-        if has_data(cfg.model.validation_ds):
-            raise ConfigError(
-                "model.validation_ds names data, model.train_ds does not; give model.train_ds.manifest_filepath=FILE "
-                "too, or neither of them to train on the embedded corpus."
-            )
+    named = [name for name in LOADERS if names_data(cfg, name)]
+    if named:
+        complete_datasets(cfg, named)
+    elif cfg.get("embedded_corpus") is not None and cfg.model.get("train_ds") is not None:
         use_embedded_corpus(cfg)
-    elif cfg.model.validation_ds is not None and not has_data(cfg.model.validation_ds):
-        raise ConfigError(
-            "model.validation_ds.manifest_filepath is missing; give model.validation_ds.manifest_filepath=FILE, "
-            "or model.validation_ds=null to train without validation."
-        )
+    else:
+        raise ConfigError("No data are named; give model.train_ds.manifest_filepath=FILE.")
     if not by_characters(cfg):
         check_tokenizer(cfg)
+
+
+def complete_datasets(cfg, named):
+    """Checks that what must name data does; named: the ``*_ds`` blocks that do."""
+    for name in LOADERS:
+        dataset = cfg.model.get(name)
+        if name in named and OmegaConf.is_missing(dataset, "manifest_filepath"):
+            dataset.manifest_filepath = None  # the data are named by other keys, and NeMo's readers look at all keys
+        elif dataset is not None and name not in named:
+            if name == "train_ds":
+                raise ConfigError(
+                    f"model.{named[0]} names data, model.train_ds does not; give model.train_ds.manifest_filepath=FILE "
+                    "too, or neither of them to train on the embedded corpus."
+                )
+            if "manifest_filepath" not in dataset:  # ???, or no such key; null is NeMo's way to have no data
+                raise ConfigError(
+                    f"model.{name}.manifest_filepath is missing; give model.{name}.manifest_filepath=FILE, "
+                    f"or model.{name}=null to do without."
+                )
+    if cfg.model.get("train_ds") is None:
+        raise ConfigError(
+            f"model.train_ds is null, though model.{named[0]} names data; give model.train_ds.manifest_filepath=FILE."
+        )
+
+
+def check_loaders(cfg, model):
+    """Raises where NeMo, which only warns, found nothing to train on; says where it found nothing else to read."""
+    for name in LOADERS:
+        if names_data(cfg, name) and not finds_data(cfg, model, name):
+            said = f"NeMo finds no data by model.{name}"
+            if name == "train_ds":
+                raise ConfigError(
+                    f"{said}; give model.train_ds.manifest_filepath=FILE, or what Lhotse's loaders read with "
+                    "model.train_ds.use_lhotse=true."
+                )
+            logging.warning(f"{said}: the run does without; give model.{name}.manifest_filepath=FILE if it should not.")
+
+
+def check_schedule(model):
+    """Raises where NeMo would need the number of training samples for its schedule, and Lhotse does not tell it."""
+    sched, trainer = OmegaConf.select(model.cfg, "optim.sched"), model.trainer
+    if sched is None or sched.get("max_steps") is not None or trainer.max_steps >= 0 or trainer.max_epochs is None:
+        return
+    if model._train_dl is not None and not hasattr(getattr(model._train_dl, "dataset", None), "__len__"):
+        raise ConfigError(
+            f"model.optim.sched.name={sched.get('name')} needs the number of steps, which Lhotse's loaders do not "
+            "tell beforehand; give trainer.max_steps=STEPS."
+        )
+
+
+def finds_data(cfg, model, name):
+    """True where NeMo found data by a ``*_ds`` block, or is to look for them later (defer_setup)."""
+    loaders = getattr(model, LOADERS[name], None)
+    loaders = loaders if isinstance(loaders, (list, tuple)) and loaders else [loaders]
+    there = all(loader is not None and not isinstance(loader, (list, tuple)) for loader in loaders)
+    return names_data(cfg, name) and (there or bool(cfg.model[name].get("defer_setup")))
 
 
 def check_tokenizer(cfg):
@@ -119,7 +188,7 @@ def check_tokenizer(cfg):
     tokenizer = cfg.model.get("tokenizer") or OmegaConf.create()
     # an aggregate tokenizer has a folder for each language instead
     if "langs" not in tokenizer and not has_value(tokenizer, "dir"):
-        manifest = cfg.model.train_ds.get("manifest_filepath") or "train.json"
+        manifest = OmegaConf.select(cfg, "model.train_ds.manifest_filepath") or "train.json"
         raise ConfigError(
             "model.tokenizer.dir is missing; build a tokenizer with `python examples/build_tokenizer.py "
             f"--manifest={manifest} --data_root=tokenizers --vocab_size=128` and give model.tokenizer.dir=the folder "
@@ -129,7 +198,7 @@ def check_tokenizer(cfg):
 
 def check_data(cfg):
     """Checks the manifests of a config, and that their audio files are there."""
-    for name in ("train_ds", "validation_ds", "test_ds"):
+    for name in LOADERS:
         if cfg.model.get(name) is not None:
             check_dataset(cfg.model[name], f"model.{name}")
 
@@ -137,10 +206,12 @@ def check_data(cfg):
 def build(cfg, callbacks=()):
     """Trainer and model of a config, ready for `trainer.fit(model)`; raises what is wrong before it loads anything."""
     prepare(cfg)
-    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.get("trainer") or OmegaConf.create()))
     trainer.callbacks.extend(callbacks)
     exp_manager(trainer, cfg.get("exp_manager", None))
     model = (ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE)(cfg=cfg.model, trainer=trainer)
+    check_loaders(cfg, model)
+    check_schedule(model)
     model.maybe_init_from_pretrained_checkpoint(cfg)
     return trainer, model
 
@@ -151,14 +222,15 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     try:
         trainer, model = build(cfg, [Resumable()])
+        tested = finds_data(cfg, model, "test_ds")
         trainer.fit(model)
+        if tested and model.prepare_test(trainer):
+            trainer.test(model)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
     except (ConfigError, ManifestError, TeacherError) as error:
         logging.error(str(error))
         sys.exit(1)
-    if has_data(cfg.model.test_ds) and model.prepare_test(trainer):
-        trainer.test(model)
 
 
 if __name__ == "__main__":

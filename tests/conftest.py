@@ -13,6 +13,7 @@ import data_forms
 import emulated
 import emulated_mas
 import emulated_viterbi
+import manifest_rows
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -63,6 +64,14 @@ def written(manifest, tmp_path_factory):
     """The manifest's utterances in each of `data_forms.FORMS`: (folder, rows)."""
     folder = tmp_path_factory.mktemp("forms")
     return folder, data_forms.write_data(folder, [json.loads(line) for line in open(manifest)])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder, and the current one, with the files that rows of `manifest_rows` name."""
+    monkeypatch.chdir(tmp_path)
+    manifest_rows.fill(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from test_mixin import train
 
 from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector
+from nemo_comat.models.manifest import ManifestError
 
 # --- data ---
 
@@ -127,6 +128,50 @@ def test_a_corrupt_audio_file_is_named(small_cfg, manifest, tmp_path, use_lhotse
     named = "corrupt.wav|ffprobe" if nemo.__version__ < "3" else "corrupt.wav"
     with pytest.raises(Exception, match=named):
         next(iter(ComatCTCModelBPE(cfg=cfg).train_dataloader()))
+
+
+# what is done to the eighth row of a manifest that NeMo's reader then refuses; what is said
+REFUSED = {
+    "text null": ({"text": None}, "bad.json line 8 has a text that the tokenizer cannot read, null"),
+    "text a list": ({"text": ["a"]}, "bad.json line 8 has a text that the tokenizer cannot read"),
+    "duration a string": ({"duration": "1"}, "bad.json line 8 has duration"),
+    "text_filepath gone": ({"text_filepath": "gone.txt"}, "bad.json line 8 names a text_filepath that cannot be read"),
+}
+
+
+def refused(cls, cfg, folder, rows, name, block="train_ds"):
+    """Builds a model on data that NeMo refuses; the sentence that comes of it."""
+    change, message = REFUSED[name]
+    bad = {**{key: value for key, value in rows[0].items() if key != "text" or "text_filepath" not in change}, **change}
+    (folder / "bad.json").write_text("".join(json.dumps(row) + "\n" for row in [*rows[:7], bad]))
+    cfg[block] = {**cfg.train_ds, "manifest_filepath": str(folder / "bad.json")}
+    with pytest.raises(ManifestError, match=message) as error:
+        cls(cfg=cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_manifest_that_nemo_refuses_is_explained(small_cfg, manifest, tmp_path, name):
+    refused(ComatCTCModelBPE, small_cfg, tmp_path, good_rows(manifest), name)
+
+
+@pytest.mark.parametrize("block", ["validation_ds", "test_ds"])
+def test_so_are_those_of_validation_and_test(small_cfg, manifest, tmp_path, block):
+    refused(ComatCTCModelBPE, small_cfg, tmp_path, good_rows(manifest), "text null", block)
+
+
+@pytest.mark.parametrize("block", ["train_ds", "validation_ds"])
+def test_data_of_which_no_row_is_left(small_cfg, manifest, tmp_path, block):
+    small_cfg[block].max_duration = 0.2
+    with pytest.raises(ManifestError, match=rf"model\.{block} has no rows left of 16: 16 longer than max_duration=0.2"):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
+def test_what_is_no_fault_of_a_manifest_stays_nemos_error(small_cfg):
+    small_cfg.train_ds.augmentor = {"no_such_perturbation": {"prob": 1.0}}
+    with pytest.raises(Exception) as error:
+        ComatCTCModelBPE(cfg=small_cfg)
+    assert not isinstance(error.value, ManifestError)
 
 
 def test_nemos_skip_nan_grad_works_here_too(small_cfg, monkeypatch):

@@ -18,6 +18,8 @@ import step_measure  # noqa: E402
 import step_parts  # noqa: E402
 import step_report  # noqa: E402
 
+from nemo_comat.models.rows import ManifestError  # noqa: E402
+
 SMALL = "--device cpu --sizes tiny --batch_sizes 2 --rounds 2 --seconds 1 2".split()
 PARTS = {"labels", "pooling", "projection and score", "alignment", "transfer"}
 
@@ -117,6 +119,12 @@ def test_no_text_comes_twice(tmp_path):
     assert sorted(text for _, text in drawn) == texts
     with pytest.raises(SystemExit, match="6 different texts, but 7 are needed"):
         step_data.manifest_rows(file, random.Random(0), 7)
+    more = [{"duration": 1, "normalized_text": "one"}, {"duration": 2, "text": None}, {"text": ""}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in more))
+    assert list(step_data.manifest_rows(file, random.Random(0), 1)) == [(1, "one")]
+    file.write_text(json.dumps({"duration": "1", "text": "one"}))
+    with pytest.raises(ManifestError, match='m.json line 1 has duration "1", a str; give seconds as a number'):
+        step_data.manifest_rows(file, random.Random(0), 1)
 
 
 def test_made_up_rows_are_like_librispeech():

@@ -8,6 +8,7 @@ from configs import LABELS
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
+from test_bad_input import REFUSED, good_rows, refused
 from test_mixin import babbling, train, with_comat
 
 from nemo_comat import ComatCTCModel, Teacher
@@ -44,6 +45,11 @@ def test_a_character_model_trains_and_its_teacher_reads_the_manifests_texts(char
     assert model.comat.compressor.options["blank"] == len(LABELS)
     transfer = [step["train_transfer_loss"] for step in logged]
     assert sum(transfer[-2:]) < 0.95 * sum(transfer[:2])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_manifest_that_nemo_refuses_is_explained(character_cfg, manifest, tmp_path, name):
+    refused(ComatCTCModel, character_cfg, tmp_path, good_rows(manifest), name)
 
 
 def test_without_comat_a_character_model_is_nemos(character_cfg):

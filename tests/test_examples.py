@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import data_forms
+import numpy as np
 import pytest
+import soundfile
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -131,6 +133,275 @@ def test_mistakes_get_one_sentence(script, manifest):
         assert "\n" not in str(error.value)
 
 
+# what names data to one of NeMo's readers, and not by manifest_filepath; FOLDER is that of data_forms
+NAMED = {
+    "multi_config": {
+        "use_lhotse": True, "multi_config": True, "seed": 0, "shard_seed": 0,
+        "first": {"manifest_filepath": "FOLDER/train.json", "batch_size": 4},
+        "second": {"cuts_path": "FOLDER/cuts.jsonl.gz", "batch_size": 4},
+    },
+    "input_cfg": {"use_lhotse": True, "input_cfg": [{"type": "nemo", "manifest_filepath": "FOLDER/train.json"}]},
+    "input_cfg in a file": {"use_lhotse": True, "input_cfg": "FOLDER/input.yaml"},
+    "cuts_path": {"use_lhotse": True, "cuts_path": "FOLDER/cuts.jsonl.gz"},
+    "shar_path": {"use_lhotse": True, "shar_path": "FOLDER/shar", "shuffle_buffer_size": 16},
+    "shar_path by field": {
+        "use_lhotse": True, "shuffle_buffer_size": 16, "shar_path": {
+            "cuts": ["FOLDER/shar/cuts.000000.jsonl.gz"], "recording": ["FOLDER/shar/recording.000000.tar"],
+        },
+    },
+}  # fmt: skip
+
+
+def named_by(block, folder, *overrides, name="train_ds"):
+    """The small config whose train_ds, or another block, gets more keys, and keeps its ??? for the manifest."""
+    cfg = composed(
+        "conformer_ctc_comat_demo", "exp_manager=null", f"model.tokenizer.dir={CORPUS}/tokenizer", *overrides
+    )
+    OmegaConf.set_struct(cfg, False)
+    options = {"num_workers": 0, "pin_memory": False, **data_forms.at(block, folder)}
+    cfg.model[name] = OmegaConf.merge(cfg.model[name], options)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_data_that_are_named_in_any_way_are_trained_on(script, cache_teacher, written, name):
+    folder, rows = written
+    (folder / "input.yaml").write_text(OmegaConf.to_yaml(data_forms.at(NAMED["input_cfg"]["input_cfg"], folder)))
+    cfg = named_by(
+        NAMED[name], folder, "model.validation_ds=null", "trainer.max_steps=2", "+trainer.limit_train_batches=2"
+    )
+    _, model = script.build(cfg)
+    # the embedded corpus's texts have neither capitals nor commas, and its audio other lengths
+    lengths = {row["samples"] for row in rows}
+    batch = next(iter(model._train_dl))
+    assert len(batch[1]) and all(min(abs(n - length) for length in lengths) <= 1 for n in batch[1].tolist())
+    texts = list(cache_teacher.texts_of(cfg.model.train_ds, model.tokenizer, "manifest"))
+    assert texts and set(texts) <= {row["text"] for row in rows}
+    assert cfg.trainer.max_epochs != cfg.embedded_corpus.trainer.max_epochs
+
+
+def test_several_validation_sets_with_keys_of_their_own(script, manifest):
+    items = [
+        {"name": n, "manifest_filepath": manifest, "sample_rate": 16000, "batch_size": 4, "shuffle": False}
+        for n in "ab"
+    ]
+    train = f"model.train_ds.manifest_filepath={manifest}"
+    cfg = named_by({"ds_item": items}, "", train, "model.train_ds.num_workers=0", name="validation_ds")
+    _, model = script.build(cfg)
+    assert model._validation_names == ["a", "b"] and [len(loader.dataset) for loader in model._validation_dl] == [
+        16,
+        16,
+    ]
+    items[1]["manifest_filepath"] = "gone.json"
+    with pytest.raises(
+        ManifestError, match=r"model\.validation_ds\.ds_item\[1\]\.manifest_filepath=gone.json does not"
+    ):
+        script.build(named_by({"ds_item": items}, "", train, name="validation_ds"))
+
+
+def test_lhotse_and_a_schedule_need_the_number_of_steps(script, written):
+    cfg = named_by(NAMED["cuts_path"], written[0], "model.validation_ds=null")
+    with pytest.raises(ConfigError, match="NoamAnnealing needs the number of steps.*give trainer.max_steps=STEPS"):
+        script.build(cfg)
+    for overrides in (["trainer.max_steps=2"], ["~model.optim.sched"]):
+        script.build(named_by(NAMED["cuts_path"], written[0], "model.validation_ds=null", *overrides))
+
+
+@pytest.mark.parametrize("form", ["shar_path", "shar_path by field"])
+def test_lhotse_and_an_epoch_need_the_number_of_batches(script, written, form):
+    cfg = named_by(NAMED[form], written[0], "model.validation_ds=null", "trainer.max_steps=2")
+    with pytest.raises(ConfigError, match="model.train_ds does not tell .* give trainer.limit_train_batches=BATCHES"):
+        script.build(cfg)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+model.train_ds.multi_config=true", "model.validation_ds=null"],
+        ["+model.train_ds.multi_config=true", "+model.train_ds.use_lhotse=true", "model.validation_ds=null"],
+        ["+model.train_ds.a_reader_of_tomorrow={path: x}"],
+        ["+model.train_ds.a_reader_of_tomorrow=[x]"],
+        ["+model.train_ds.hf_data_cfg={path: x}"],
+        ["model.train_ds.tarred_audio_filepaths=x.tar"],
+        ["model.test_ds.manifest_filepath=x.json"],
+        ["model.train_ds=null"],
+        ["~model.train_ds"],
+        ["~embedded_corpus"],
+        ["embedded_corpus=null"],
+    ],
+)
+def test_the_embedded_corpus_takes_nobodys_place(script, overrides):
+    cfg = composed(
+        "conformer_ctc_comat_demo", "exp_manager=null", f"model.tokenizer.dir={CORPUS}/tokenizer", *overrides
+    )
+    try:
+        script.complete(cfg)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    for name in ("train_ds", "validation_ds"):
+        assert str(CORPUS) not in str(OmegaConf.select(cfg, f"model.{name}.manifest_filepath", throw_on_missing=False))
+
+
+OPTIONS = ["model.train_ds.batch_size=4", "++model.train_ds.trim_silence=true", "++model.train_ds.max_utts=3"]
+WITHOUT_BLOCK = ["model.test_ds=null", "model.validation_ds=null", "~model.test_ds", "~model.spec_augment"]
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, *WITHOUT_BLOCK])
+def test_options_alone_leave_the_embedded_corpus(script, option):
+    cfg = composed("conformer_ctc_comat_demo", "exp_manager=null", option)
+    script.prepare(cfg)
+    assert cfg.model.train_ds.manifest_filepath == str(CORPUS / "train.json")
+    # a block that is left out stays out
+    for name in ("test_ds", "validation_ds", "spec_augment"):
+        assert (cfg.model.get(name) is None) is (option in (f"model.{name}=null", f"~model.{name}"))
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        ({"parser": "en"}, "NeMo finds no data by model.train_ds; give model.train_ds.manifest_filepath=FILE"),
+        ({"input_cfg": []}, "NeMo finds no data by model.train_ds"),
+        ({"is_tarred": True, "tarred_audio_filepaths": "x.tar"}, "NeMo finds no data by model.train_ds"),
+        ({"use_lhotse": True, "parser": "en"}, "model.train_ds: You must specify either: manifest_filepath"),
+        ({"multi_config": True}, "NeMo finds no data by model.train_ds"),
+        ({"multi_config": True, "use_lhotse": True}, "model.train_ds: In a multi-config setting.*'seed', 'shard_seed'"),
+    ],
+)
+def test_what_names_nothing_to_nemo_is_refused_before_training(script, block, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        script.build(named_by(block, "", "model.validation_ds=null"))
+    assert "\n" not in str(error.value)
+
+
+def nemos_own(folder, manifest, **changes):
+    """A config as users of NeMo have it, with our block: no embedded_corpus, no keys that NeMo does not need."""
+    cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml").model
+    keys = ("sample_rate", "preprocessor", "encoder", "decoder", "comat")
+    model = {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key in keys}
+    del model["preprocessor"]["window_stride"], model["preprocessor"]["window_size"]
+    model["encoder"].update(n_layers=2, d_model=32, conv_kernel_size=7)
+    model["comat"] = {"pictures": 1, "encoder_layer": 0}
+    model["train_ds"] = {"manifest_filepath": manifest, "sample_rate": 16000, "batch_size": 8, "shuffle": True}
+    model["tokenizer"] = {"dir": str(CORPUS / "tokenizer"), "type": "bpe"}
+    model["optim"] = {"name": "adamw", "lr": 1e-3}
+    trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "logger": False, "enable_checkpointing": False}
+    model = {key: value for key, value in {**model, **changes}.items() if value != "absent"}
+    folder.mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create({"name": "own", "trainer": trainer, "model": model}), folder / "own.yaml")
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("tested", ["absent", None, {"manifest_filepath": None, "shuffle": False}, "data"])
+def test_a_config_of_nemos_own_trains_to_the_end(tmp_path, manifest, script, monkeypatch, validated, tested):
+    data = {"manifest_filepath": manifest, "sample_rate": 16000, "batch_size": 8, "shuffle": False}
+    test_ds, validation_ds = data if tested == "data" else tested, data if validated else "absent"
+    nemos_own(tmp_path / "conf", manifest, test_ds=test_ds, validation_ds=validation_ds)
+    ran = []
+    for step in ("fit", "test"):
+        original = getattr(script.pl.Trainer, step)
+        run = lambda trainer, *args, step=step, original=original: ran.append(step) or original(trainer, *args)  # noqa: E731
+        monkeypatch.setattr(script.pl.Trainer, step, run)
+    monkeypatch.setattr(sys, "argv", ["x", f"--config-path={tmp_path / 'conf'}", "--config-name=own"])
+    monkeypatch.chdir(tmp_path)
+    script.main()
+    assert ran == (["fit", "test"] if tested == "data" else ["fit"])
+
+
+def test_blocks_of_nemos_character_configs_that_name_no_data(tmp_path, manifest, script, monkeypatch):
+    ran, original = [], script.pl.Trainer.test
+    monkeypatch.setattr(script.pl.Trainer, "test", lambda *args: ran.append("test") or original(*args))
+    labels = [" ", *"abcdefghijklmnopqrstuvwxyz"]
+    empty = {"manifest_filepath": None, "labels": "${model.labels}", "shuffle": False}
+    nemos_own(tmp_path, manifest, labels=labels, tokenizer=None, validation_ds=empty, test_ds={**empty, "parser": "en"})
+    cfg = OmegaConf.load(tmp_path / "own.yaml")
+    cfg.model.decoder.vocabulary = labels
+    OmegaConf.save(cfg, tmp_path / "own.yaml")
+    said = []
+    monkeypatch.setattr(script.logging, "warning", said.append)
+    monkeypatch.setattr(sys, "argv", ["x", f"--config-path={tmp_path}", "--config-name=own"])
+    monkeypatch.chdir(tmp_path)
+    script.main()
+    assert (
+        not ran and sum("NeMo finds no data by model.test_ds: the run does without" in str(line) for line in said) == 1
+    )
+    assert not any("NeMo finds no data by model.validation_ds" in str(line) for line in said)
+    # nor are labels data: what is missing is said
+    cfg.model.validation_ds.manifest_filepath = "???"
+    with pytest.raises(ConfigError, match="model.validation_ds.manifest_filepath is missing"):
+        script.prepare(cfg)
+
+
+@pytest.mark.parametrize("validation_ds", ["absent", None])
+def test_a_model_whose_config_has_no_validation_data_transcribes(tmp_path, manifest, validation_ds):
+    nemos_own(tmp_path, manifest, validation_ds=validation_ds)
+    model = ComatCTCModelBPE(cfg=OmegaConf.load(tmp_path / "own.yaml").model)
+    before = OmegaConf.to_container(model.cfg)
+    audio = [json.loads(line)["audio_filepath"] for line in open(manifest)][:2]
+    found = [one.text for one in model.transcribe(audio, verbose=False)]
+    assert OmegaConf.to_container(model.cfg) == before
+    OmegaConf.update(model.cfg, "validation_ds", {}, force_add=True)
+    assert found == [one.text for one in model.transcribe(audio, verbose=False)]
+
+
+def test_the_alignment_of_a_model_whose_config_leaves_keys_to_nemo(tmp_path, manifest):
+    nemos_own(tmp_path, manifest)
+    row = json.loads(open(manifest).readline())
+    alignment = ComatCTCModelBPE(cfg=OmegaConf.load(tmp_path / "own.yaml").model).align_text(
+        row["audio_filepath"], row["text"]
+    )
+    assert alignment.frame_seconds == 0.01 and 0 < alignment.spans[-1][1] <= row["duration"] + 0.08
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train_ds": {"manifest_filepath": "???"}}, "No data are named; give model.train_ds.manifest_filepath=FILE"),
+        ({"train_ds": "absent"}, "No data are named"),
+        (
+            {"train_ds": None, "test_ds": {"manifest_filepath": "x"}},
+            "model.train_ds is null, though model.test_ds names",
+        ),
+        ({"tokenizer": "absent"}, "model.tokenizer.dir is missing"),
+        ({"test_ds": {"shuffle": False}}, "model.test_ds.manifest_filepath is missing"),
+        ({"validation_ds": {"manifest_filepath": "???"}}, "model.validation_ds.manifest_filepath is missing"),
+        (
+            {"test_ds": {"manifest_filepath": "gone.json"}},
+            r"model\.test_ds\.manifest_filepath=gone.json does not exist",
+        ),
+    ],
+)
+def test_what_a_config_of_nemos_own_lacks_is_said_before_training(tmp_path, manifest, script, changes, message):
+    nemos_own(tmp_path, manifest, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        script.prepare(OmegaConf.load(tmp_path / "own.yaml"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lacking", ["comat", "trainer", "train_ds"])
+def test_cache_teacher_with_a_config_of_nemos_own(tmp_path, manifest, cache_teacher, lacking):
+    nemos_own(tmp_path, manifest, **({} if lacking == "trainer" else {lacking: "absent"}))
+    cfg = OmegaConf.load(tmp_path / "own.yaml")
+    if lacking == "trainer":
+        del cfg.trainer
+    if lacking != "comat":
+        cfg.model.comat.teacher = {"cache": str(tmp_path / "cache")}
+        if lacking == "train_ds":
+            cfg.model.test_ds = {"manifest_filepath": manifest}
+            with pytest.raises(ConfigError, match="model.train_ds is null, though model.test_ds"):
+                cache_teacher.fill(cfg)
+        else:
+            assert cache_teacher.fill(cfg) == 16
+    else:
+        with pytest.raises(ConfigError, match="model.comat is missing"):
+            cache_teacher.fill(cfg)
+
+
+def test_cache_teacher_refuses_data_without_manifests(cache_teacher):
+    with pytest.raises(ConfigError, match="model.train_ds names no manifests"):
+        next(cache_teacher.transcripts(OmegaConf.create({"hf_data_cfg": {"path": "x"}})))
+
+
 def test_init_from_needs_no_plus(script):
     given = ["x.py", "init_from_nemo_model=a.nemo", "+init_from_ptl_ckpt=b.ckpt", "model.optim.lr=1"]
     _, *overrides = script.allow_init_from(given)
@@ -171,6 +442,65 @@ def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkey
         script.main()
 
 
+def test_tokenizer_script_learns_from_texts_only(tmp_path, capsys):
+    script = load_script("build_tokenizer")
+    spans = [{"str": "der", "lang": "de"}, {"str": "dog", "lang": "en"}]
+    rows = [{"text": "a dog"}, {"text": None}, {}, {"text": ""}, {"normalized_text": "a cat"}, {"text": spans}]
+    (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert script.read_texts([tmp_path / "train.json"]) == ["a dog", "a cat", "der dog"]
+    assert "3 of 6 rows have no text, or an empty one: left out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"text": "a"}\n{"text": "caf\xe9"}', "train.json line 2 is not UTF-8"),
+        (b'{"text": 5}', "train.json line 1 has a text that cannot be read, 5"),
+        (b"{oops", "train.json line 1 is not JSON"),
+        (b"", "there is no text to build a tokenizer from"),
+        (None, "train.json does not exist"),
+    ],
+)
+def test_tokenizer_script_names_what_it_cannot_read(tmp_path, monkeypatch, content, message):
+    if content is not None:
+        (tmp_path / "train.json").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["x", f"--manifest={tmp_path}/train.json", f"--data_root={tmp_path}"])
+    with pytest.raises(SystemExit, match=message) as error:
+        load_script("build_tokenizer").main()
+    assert "\n" not in str(error.value)
+
+
+def test_report_reads_manifests_as_nemo_does(tmp_path):
+    script = load_script("demo_report")
+    (tmp_path / "a.wav").touch()
+    rows = [{"audio_filename": "a.wav", "duration": 1, "normalized_text": "a dog"}]
+    (tmp_path / "m.json").write_text(json.dumps(rows[0]))
+    with script.read_manifest(tmp_path / "m.json") as read:
+        assert read == ([str(tmp_path / "a.wav")], ["a dog"])
+    for content, message in (
+        ("{oops", "line 1 is not JSON"),
+        ("", "has no rows"),
+        (json.dumps({**rows[0], "offset": "1"}), "offset"),
+    ):
+        (tmp_path / "m.json").write_text(content)
+        with pytest.raises(ManifestError, match=message), script.read_manifest(tmp_path / "m.json"):
+            pass
+
+
+def test_report_hears_the_part_of_a_file_that_a_row_names(tmp_path):
+    script = load_script("demo_report")
+    samples = (np.arange(32000, dtype="float32") / 32000).reshape(-1, 2)
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="FLOAT")
+    parts = [{"offset": 0.5, "duration": 0.25}, {"offset": 1.5, "duration": None}, {"duration": 1}]
+    lines = [json.dumps({"audio_filepath": "a.wav", "text": "a dog", **part}) for part in parts]
+    (tmp_path / "m.json").write_text("\n".join(lines))
+    with script.read_manifest(tmp_path / "m.json") as (audio, texts):
+        heard = [soundfile.read(file, dtype="float32") for file in audio]
+    assert [rate for _, rate in heard] == [8000] * 3 and texts == ["a dog"] * 3
+    for (found, _), wanted in zip(heard, (samples[4000:6000], samples[12000:], samples)):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, tmp_path, monkeypatch):
     ComatCTCModelBPE(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
     script = load_script("demo_report")
@@ -183,7 +513,7 @@ def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, t
         ([f"{tmp_path}/m.nemo"], "alignment.png exists already; give another place to write to, or --overwrite"),
         ([f"{tmp_path}/m.nemo", f"--out={tmp_path}/m.nemo", "--overwrite"], "m.nemo is what is read"),
         ([f"{tmp_path}/gone.nemo"], "gone.nemo does not exist; give a .nemo file"),
-        ([f"{tmp_path}/m.nemo", f"--out={tmp_path}/a.png", "--manifest=gone"], "gone: No such file or directory; give"),
+        ([f"{tmp_path}/m.nemo", f"--out={tmp_path}/a.png", "--manifest=gone"], "gone does not exist .*; give"),
     ]:
         monkeypatch.setattr(sys, "argv", ["x", *arguments])
         with pytest.raises(SystemExit, match=message):
@@ -273,6 +603,27 @@ def test_cache_teacher_reads_every_form(cache_teacher, written, form, text):
     if text == "tokens":
         wanted = [tokenizer.ids_to_text(tokenizer.text_to_ids(one)).strip() for one in wanted]
     assert sorted(cache_teacher.texts_of(dataset, tokenizer, text)) == sorted(wanted)
+
+
+@pytest.mark.parametrize("duration", [None, "1"])
+def test_cache_teacher_reads_lhotses_rows_of_unknown_length(cache_teacher, tmp_path, manifest, duration):
+    rows = [json.loads(line) for line in open(manifest)]
+    rows[5]["duration"] = duration
+    (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = OmegaConf.create({"use_lhotse": True, "manifest_filepath": str(tmp_path / "train.json")})
+    found = list(cache_teacher.texts_of(dataset, None, "manifest"))
+    assert set(found) == {row["text"] for row in rows}
+
+
+@pytest.mark.parametrize("row", [{"text": None}, {"text": 5}, {"text": ["a"]}, {"text": [{"str": "a"}]}])
+@pytest.mark.parametrize("text", ["tokens", "manifest"])
+def test_cache_teacher_names_the_row_that_training_would_refuse(cache_teacher, tmp_path, row, text):
+    tokenizer = cache_teacher.Tokenizer(OmegaConf.create({"dir": str(CORPUS / "tokenizer"), "type": "bpe"})).tokenizer
+    rows = [{"audio_filepath": "a", "duration": 1, "text": "a dog"}, {"audio_filepath": "a", "duration": 1, **row}]
+    (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = OmegaConf.create({"manifest_filepath": str(tmp_path / "train.json")})
+    with pytest.raises(ManifestError, match="train.json line 2 has a text that the tokenizer cannot read"):
+        list(cache_teacher.texts_of(dataset, tokenizer, text))
 
 
 def test_cache_teacher_reads_aggregate_tokenizers(cache_teacher, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
+from test_bad_input import good_rows, refused
 from test_mixin import train, with_comat
 
 from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
@@ -14,6 +15,10 @@ from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
 @pytest.fixture
 def hybrid_cfg(small_cfg):
     return configs.hybrid(small_cfg)
+
+
+def test_a_manifest_that_nemo_refuses_is_explained(hybrid_cfg, manifest, tmp_path):
+    refused(ComatHybridRNNTCTCModelBPE, hybrid_cfg, tmp_path, good_rows(manifest), "text null")
 
 
 def test_a_hybrid_model_trains(hybrid_cfg):

@@ -58,6 +58,28 @@ def librispeech(folder, splits):
         (chapter / "19-198.trans.txt").write_text("\n".join(lines) + "\n")
 
 
+def test_manifests_are_read_as_nemo_reads_them(tmp_path):
+    (tmp_path / "a.wav").touch()
+    row = {"audio_filename": "a.wav", "duration": 1, "normalized_text": "a dog", "speaker": 3}
+    (tmp_path / "m.json").write_text(json.dumps(row))
+    audio = {"audio_filepath": str(tmp_path / "a.wav"), "text": "a dog"}
+    del row["audio_filename"]
+    assert prepare.rows_of_manifest(tmp_path / "m.json") == [{**row, **audio}]
+    for bad, message in ((b"{oops", "not JSON"), (b'{"text": "caf\xe9"}', "not UTF-8"), (b"{}", "has no audio")):
+        (tmp_path / "m.json").write_bytes(bad)
+        with pytest.raises(ValueError, match=f"m.json line 1 .*{message}"):
+            prepare.rows_of_manifest(tmp_path / "m.json")
+
+
+def test_rows_without_a_duration_are_as_long_as_their_audio(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(24000), 16000)
+    rows = [{"audio_filepath": str(tmp_path / "a.wav"), "duration": None, "text": "a"}] * 4
+    assert prepare.seconds_of(rows[0]) == 1.5
+    assert len(prepare.part_of(rows, 2.9 / 3600)) == 2
+    with pytest.raises(prepare.PrepareError, match="b.wav are the audio of one row.*leave --decode out"):
+        prepare.decode([{**rows[0], "audio_filepath": ["a.wav", "b.wav"]}], tmp_path / "wav")
+
+
 @pytest.fixture(scope="module")
 def data(manifest, tmp_path_factory):
     """The recipe's data folder, of 16 utterances that are all three splits."""
@@ -411,7 +433,10 @@ def test_alignments_are_checked_by_words(tmp_path):
             return Alignment(score, path, tokens, labels, [])
 
     (tmp_path / "m.json").write_text(
-        "".join(json.dumps({"audio_filepath": "a.wav", "text": text}) + "\n" for text in ("the played ox", "none"))
+        "".join(
+            json.dumps({"audio_filepath": "a.wav", "duration": 1, "text": text}) + "\n"
+            for text in ("the played ox", "none")
+        )
     )
     shares = alignments.right_shares(Model(), tmp_path / "m.json", 2, [0.1])
     assert shares["as the model aligns"] == 1 and shares["by cosine"] == pytest.approx(6 / 7)

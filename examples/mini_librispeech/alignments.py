@@ -8,6 +8,8 @@ segment_log_softmax at --temperatures, and by the order alone, with segments spr
 """
 
 import argparse
+import tempfile
+from itertools import islice
 from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
@@ -16,11 +18,13 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
-from nemo.collections.asr.parts.utils.manifest_utils import read_manifest
-from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from tqdm import tqdm
 
 from nemo_comat import ComatCTCModelBPE, monotonic_align, segment_log_softmax
+from nemo_comat.models.audio import cut_out
+from nemo_comat.models.reference import manifest_text
+from nemo_comat.models.rows import ManifestError, read_rows
+from nemo_comat.output import exit_in_one_sentence
 
 
 def words_of_labels(labels):
@@ -59,13 +63,15 @@ def right_shares(model, manifest, utterances, temperatures=()):
         temperatures: of segment_log_softmax.
     """
     right, total = {}, 0
-    for row in tqdm(read_manifest(manifest)[:utterances], unit="utt"):
+    for row in tqdm(list(islice(read_rows(manifest), utterances)), unit="utt"):
+        text = manifest_text([row.item["text"]])
         try:
-            alignment = model.align_text(get_full_path(row["audio_filepath"], str(manifest)), row["text"])
+            with tempfile.TemporaryDirectory() as folder:
+                alignment = model.align_text(cut_out(row.item, Path(folder, "part.wav")), text)
         except ValueError as error:
-            tqdm.write(f"left out: {error}")
+            tqdm.write(f"left out: {row.where}: {error}")
             continue
-        of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, row["text"])
+        of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, text)
         total += len(of_label)
         for way, path in paths_of(alignment, temperatures).items():
             right[way] = right.get(way, 0) + sum(of_token[n] == word for n, word in zip(path, of_label))
@@ -80,7 +86,9 @@ def main():
     parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
     args = parser.parse_args()
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
-    for way, share in right_shares(model, args.manifest, args.utterances, args.temperatures).items():
+    with exit_in_one_sentence(ManifestError):
+        shares = right_shares(model, args.manifest, args.utterances, args.temperatures)
+    for way, share in shares.items():
         print(f"{100 * share:.1f} % {way}")
 
 

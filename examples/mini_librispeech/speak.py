@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace audio and manifests that are there already")
     args = parser.parse_args()
-    with exit_in_one_sentence():
+    with exit_in_one_sentence(ValueError):  # of a manifest
         speak_all(args)
 
 

@@ -22,6 +22,7 @@ from nemo.utils import logging
 from train import RECIPE, arm_config
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
+from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence
 
 PARTS = ("read", "features", "encoder", "loss", "backward", "optimizer")
@@ -106,7 +107,7 @@ def main():
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.encoder.d_model=176")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    with exit_in_one_sentence(ConfigError):
+    with exit_in_one_sentence(ConfigError, ManifestError):
         print(table(measure(args.data, args.scale, args.steps, args.overrides)))
 
 

@@ -1,6 +1,7 @@
 """Alignments of a model with COMAT, to look at: of one utterance, or of a batch's."""
 
 import math
+from inspect import signature
 
 import torch
 
@@ -82,7 +83,7 @@ class AlignmentMixin:
 
     def _read_alignment(self, output, features, row, text):
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
-        stride = self._cfg.preprocessor.window_stride
+        stride = self._window_stride()
         seconds = stride * self.encoder.subsampling_factor
         frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
@@ -99,3 +100,8 @@ class AlignmentMixin:
             features=features[0][row, :, : int(features[1][row])].float().cpu(),
             frame_seconds=stride,
         )
+
+    def _window_stride(self):
+        """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""
+        default = signature(type(self.preprocessor)).parameters.get("window_stride")
+        return self._cfg.preprocessor.get("window_stride", default and default.default)

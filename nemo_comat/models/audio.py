@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import soundfile
 import torch
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.utils import logging
@@ -34,6 +35,22 @@ def read_audio(file, sample_rate, channel_selector=None):
     channel = _channel(file, 1 if heard.samples.ndim == 1 else heard.samples.shape[1], channel_selector)
     one = AudioSegment(heard.samples, heard.sample_rate, target_sr=sample_rate, channel_selector=channel)
     return torch.as_tensor(one.samples, dtype=torch.float32)
+
+
+def cut_out(item, file):
+    """What a manifest's row names of its audio, as NeMo reads it; it is written where no file holds just that.
+
+    Args:
+        item: dict with NeMo's `audio_file`, `offset` and `duration`, as `nemo_comat.models.rows.read_rows` gives it.
+        file: path of a WAV file to write to, where the row has an offset or names several files.
+    Returns:
+        str, the row's audio file, or `file`.
+    """
+    if item["offset"] is None and isinstance(item["audio_file"], str):
+        return item["audio_file"]
+    heard = AudioSegment.from_file(item["audio_file"], offset=item["offset"], duration=item["duration"])
+    soundfile.write(file, heard.samples, heard.sample_rate, subtype="FLOAT", format="WAV")
+    return str(file)
 
 
 def _channel(file, channels, selector):

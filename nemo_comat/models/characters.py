@@ -39,7 +39,11 @@ class CharacterTokenizer(TokenizerSpec):
 
     def text_to_ids(self, text):
         """Ids of a text, without what no label says; none where the parser's normalizing gives the text up."""
-        return self._parser(text) or []
+        return self.parse(text) or []
+
+    def parse(self, text):
+        """As `text_to_ids`, but None where the parser's normalizing gives the text up; NeMo leaves such rows out."""
+        return self._parser(text)
 
     def ids_to_tokens(self, ids):
         """Labels of ids, as list of str."""

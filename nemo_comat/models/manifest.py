@@ -1,91 +1,195 @@
-"""Checks a NeMo manifest before training, so that a bad row is found at the start and not after hours."""
+"""Checks the manifests of a config before training starts: what NeMo reads is accepted, what it refuses is named.
 
-import json
-from pathlib import Path
+What is accepted is not decided here: each row goes through NeMo's `item_iter`, and the checks after it are those of
+what NeMo's datasets do with a row that they keep.
+"""
 
-from nemo.collections.common.parts.preprocessing.manifest import get_full_path
+import math
+from functools import partial
+from numbers import Real
+
+from nemo.collections.common.tokenizers.aggregate_tokenizer import AggregateTokenizer, TokenizerWrapper
 from nemo.utils import logging
+from nemo.utils.model_utils import _VAL_TEST_FASTPATH_KEY as NESTED
+from omegaconf import DictConfig, ListConfig
+
+from nemo_comat.models.lhotse_manifest import check_lhotse_dataset
+from nemo_comat.models.rows import ManifestError, check_audio, expand, flat, number_of, open_manifest, read_rows, short
+from nemo_comat.models.tally import Tally, beyond
 
 
-class ManifestError(ValueError):
-    """A manifest, or an audio file that it names, is missing or unreadable; the message says which."""
+def check_dataset(dataset, name, read=None):
+    """Checks the manifests of one ``*_ds`` block of a NeMo config, and says how many of their rows training will see.
 
-
-def check_dataset(dataset, name):
-    """Checks the manifests of one ``*_ds`` block of a NeMo config; tarred and Lhotse data are left to their readers.
+    The hub's data sets are left to their reader. Audio is looked for where it is not in tar files.
 
     Args:
-        dataset: DictConfig with manifest_filepath: a path, several joined by commas, a list of them, or None.
+        dataset: DictConfig, as NeMo's `setup_training_data` takes it.
         name: how messages call it, such as "model.train_ds".
+        read: the function of (text, language) by which the dataset reads a text, or None where it is not there yet:
+            texts that some tokenizers read and others do not are then taken as they are.
     Raises:
-        ManifestError: a manifest is missing, a line is no JSON object, or an audio file is missing.
+        ManifestError: NeMo would refuse the data, or no row is left of them.
     """
-    if dataset.get("is_tarred") or dataset.get("use_lhotse") or dataset.get("tarred_audio_filepaths"):
+    for number, block in enumerate(nested_blocks(dataset)):
+        check_dataset(block, f"{name}.{NESTED}[{number}]", read)
+    if nested_blocks(dataset):
         return
-    for path in manifest_paths(dataset):
-        check_manifest(path, name)
+    if dataset.get("use_lhotse"):
+        check_lhotse_dataset(dataset, name)
+        return
+    if "hf_data_cfg" in dataset:
+        return
+    tarred = is_tarred(dataset)
+    _check_nesting(dataset, name, tarred)
+    paths = manifest_paths(dataset)
+    if dataset.get("shard_manifests"):
+        paths = [one for path in paths for one in expand(path)]
+    if paths:
+        check_manifests(paths, name, dataset, tarred=tarred, read=read)
+
+
+def text_reader(tokenizer):
+    """The function of (text, language) by which NeMo's datasets turn a manifest's text to ids.
+
+    Args:
+        tokenizer: NeMo's; an aggregate of them reads lists of one-language spans ``{"str": …, "lang": …}`` too.
+    """
+    encode = TokenizerWrapper(tokenizer)
+    return partial(_read_spans, encode) if isinstance(tokenizer, AggregateTokenizer) else encode
+
+
+def _read_spans(encode, text, lang=None):
+    if isinstance(text, list):
+        return [i for span in text for i in encode(span["str"], span["lang"])]
+    return encode(text, lang)
+
+
+def is_empty(loader):
+    """Whether a loader of NeMo's reads a dataset that knows that it has no rows."""
+    dataset = getattr(loader, "dataset", None)
+    return hasattr(dataset, "__len__") and len(dataset) == 0
+
+
+def nested_blocks(dataset):
+    """The blocks of a ``validation_ds`` or ``test_ds`` that lists several datasets, each with keys of its own."""
+    found = dataset.get(NESTED)
+    return (
+        [one for one in found if isinstance(one, (dict, DictConfig))] if isinstance(found, (list, ListConfig)) else []
+    )
+
+
+def is_tarred(dataset):
+    """Whether NeMo takes a block's audio from tar files."""
+    mixed = dataset.get("is_code_switched") or dataset.get("use_dali")
+    return bool(dataset.get("is_tarred") or (mixed and dataset.get("tarred_audio_filepaths")))
 
 
 def manifest_paths(dataset):
     """Paths that a ``*_ds`` block's manifest_filepath names: one, several joined by commas, or nested lists of them."""
     paths = dataset.get("manifest_filepath") or []
-    return paths.split(",") if isinstance(paths, str) else list(_flat(paths))
+    if isinstance(paths, str):
+        return paths.split(",")
+    # those who put several readers behind one another read each element as a string of its own
+    split = dataset.get("is_concat") or dataset.get("is_code_switched")
+    return [one for path in flat(paths) for one in (path.split(",") if split else [path])]
 
 
-def check_manifest(path, name="manifest"):
-    """Checks one manifest; warns of empty transcripts, whose rows train CTC but take no part in the transfer.
+def check_manifests(paths, name, dataset, *, tarred=False, read=None):
+    """Checks manifests that are read as one; warns of empty transcripts, whose rows take no part in the transfer.
 
     Args:
-        path: the manifest, one JSON object a line; audio paths are relative to it.
-        name: how messages call it.
+        paths: the manifests. name, read: as in `check_dataset`.
+        dataset: dict with what limits the rows: min_duration, max_duration, max_utts; other keys are ignored.
+        tarred: bool, the audio is in tar files.
     Raises:
         ManifestError: as `check_dataset`.
     """
-    if not Path(path).is_file():
-        raise ManifestError(
-            f"{name}.manifest_filepath={path} does not exist (seen from {Path.cwd()}); give a NeMo manifest's path."
-        )
-    empty = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                row = _read_row(line, path, number)
-                _check_audio(row, path, number)
-                if "text" in row and not str(row["text"]).strip():
-                    empty.append(number)
+    for path in paths:
+        try:
+            open_manifest(path).close()
+        except ManifestError as error:
+            raise ManifestError(f"{name}.manifest_filepath={error}") from error
+    most = 0 if tarred else dataset.get("max_utts") or 0
+    tally, empty = Tally(), []
+    for path in paths:
+        for row in read_rows(path):
+            full = most and tally.kept == most
+            reason = f"beyond max_utts={most}" if full else _reason_to_leave(row, dataset, read)
+            tally.add(row.where, reason)
+            if reason is not None:
+                continue
+            _check_kept(row, tarred)
+            if row.item["token_labels"] is None and isinstance(row.item["text"], str) and not row.item["text"].strip():
+                empty.append(row.where)
+    _say_what_is_left(name, paths, tally)
     if empty:
         logging.warning(
-            f"{path} has {len(empty)} empty transcripts, the first in line {empty[0]}: they train CTC towards silence "
+            f"{name} has {len(empty)} empty transcripts, the first in {empty[0]}: they train CTC towards silence "
             "and stay out of the transfer loss; remove the lines if that is not meant."
         )
 
 
-def _read_row(line, path, number):
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path} line {number} is not JSON ({error}); each line must be one JSON object.") from None
-    if not isinstance(row, dict):
-        raise ManifestError(f"{path} line {number} is {type(row).__name__}, not a JSON object.")
-    return row
-
-
-def _check_audio(row, path, number):
-    audio = row.get("audio_filepath") or row.get("audio_filename")
-    if not isinstance(audio, str):
-        if row.get("audio_filepath") is None:
-            raise ManifestError(f"{path} line {number} has no audio_filepath; give the path of its audio file.")
-        return
-    if not Path(get_full_path(audio, path)).is_file():
+def _say_what_is_left(name, paths, tally):
+    if not tally.rows:
+        raise ManifestError(f"{name} has no rows, {', '.join(paths)} is empty; give a file of one JSON object a line.")
+    if not tally.kept:
         raise ManifestError(
-            f"{path} line {number}: audio file {audio} does not exist; paths are relative to the manifest's folder. "
-            "Mend the path or remove the line."
+            f"{name} has no rows left of {tally.rows}: {tally.why()}; change these limits, or give other manifests."
         )
+    if tally.kept < tally.rows:
+        logging.info(f"{name}: {tally.kept} of {tally.rows} rows are left; {tally.why()}.")
 
 
-def _flat(paths):
-    for path in paths:
-        if isinstance(path, str):
-            yield path
-        else:
-            yield from _flat(path)
+def _reason_to_leave(row, dataset, read):
+    """Why NeMo leaves a row out, or None; raises where it would fail instead."""
+    duration = row.item["duration"]
+    if duration is not None and (reason := beyond(number_of(duration, "duration", row.where), dataset)):
+        return reason
+    text = row.item["text"]
+    if row.item["token_labels"] is not None or text == "" or read is None:
+        return None
+    try:
+        ids = read(text, row.item["lang"])
+    except Exception as error:  # of any tokenizer
+        raise ManifestError(
+            f"{row.where} has a text that the tokenizer cannot read, {short(text)} of lang {row.item['lang']!r} "
+            f"({type(error).__name__}: {error}); give a string, and a lang of the tokenizer's where it has several."
+        ) from error
+    return "with a text that the parser gives up" if ids is None else None
+
+
+def _check_kept(row, tarred):
+    """Raises for what would stop the training when NeMo comes to the row."""
+    if row.item["token_labels"] is not None:
+        _check_token_labels(row)
+    if row.item["offset"] is not None:
+        number_of(row.item["offset"], "offset", row.where)
+    for key in ("duration", "offset"):
+        if row.item[key] is not None and math.isinf(row.item[key]) and row.item[key] > 0:
+            raise ManifestError(f"{row.where} has {key} {row.item[key]}; give seconds.")
+    audio = row.item["audio_file"]
+    if tarred:
+        if not isinstance(audio, str):
+            raise ManifestError(f"{row.where} has the audio {short(audio)}; give one name, as it is in the tar file.")
+    elif not audio:
+        raise ManifestError(f"{row.where} names no audio file; give its audio_filepath.")
+    else:
+        for one in [audio] if isinstance(audio, str) else audio:
+            check_audio(one, row.where)
+
+
+def _check_token_labels(row):
+    labels = row.item["token_labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, Real) for label in labels):
+        raise ManifestError(f"{row.where} has token_labels {short(labels)}; give a list of token ids.")
+
+
+def _check_nesting(dataset, name, tarred):
+    paths = dataset.get("manifest_filepath")
+    behind = tarred or dataset.get("is_concat") or dataset.get("is_code_switched")
+    if isinstance(paths, (list, ListConfig)) and not behind and not all(isinstance(path, str) for path in paths):
+        raise ManifestError(
+            f"{name}.manifest_filepath={paths} is a list of lists, which NeMo reads for tarred, concatenated and "
+            "code-switched data only; give one list of paths."
+        )

@@ -16,7 +16,8 @@ from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.models.captured import captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
-from nemo_comat.models.reference import manifest_texts, name_samples, reference_texts
+from nemo_comat.models.data import DataMixin
+from nemo_comat.models.reference import manifest_texts, reference_texts
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
 from nemo_comat.teacher import Pending, build_teacher
@@ -38,7 +39,7 @@ def _as_config_error():
         raise ConfigError(f"model.comat: {error}.") from None
 
 
-class ComatMixin(AlignmentMixin, SavingMixin):
+class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
     The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
@@ -63,12 +64,6 @@ class ComatMixin(AlignmentMixin, SavingMixin):
                     self._ctc_decoder().num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
                 )
-
-    def setup_training_data(self, train_data_config):
-        """As NeMo's; where the teacher reads the manifest's texts, training batches say which samples they hold."""
-        super().setup_training_data(train_data_config)
-        if self._reads_manifest and self._train_dl is not None:
-            name_samples(self._train_dl)
 
     def change_vocabulary(self, *args, **kwargs):
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""

@@ -34,6 +34,10 @@ class ComatCTCModel(ComatMixin, EncDecCTCModel):
     def _text_tokenizer(self):
         return CharacterTokenizer.of(self.decoding.vocabulary, self._cfg.get("train_ds"))
 
+    def _text_reader(self, dataset):
+        tokenizer = CharacterTokenizer.of(dataset.get("labels") or self._cfg.get("labels"), dataset)
+        return lambda text, lang=None: tokenizer.parse(text)
+
 
 class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
     """NeMo's `EncDecHybridRNNTCTCBPEModel` trained with COMAT, by its CTC decoder; the RNN-T decoder is NeMo's.

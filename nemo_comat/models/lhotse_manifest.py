@@ -1,0 +1,139 @@
+"""Checks the NeMo manifests that Lhotse's loaders read: their rules are fewer than those of NeMo's other readers.
+
+Tarred data, Lhotse's own cuts and other formats are left to their readers.
+"""
+
+import math
+from numbers import Real
+
+from lhotse.serialization import load_yaml
+from nemo.collections.common.data.lhotse.cutset import get_parser_fn, read_nemo_manifest
+from nemo.collections.common.data.lhotse.dataloader import (
+    get_lhotse_sampler_from_config,
+    make_structured_with_schema_warnings,
+)
+from nemo.collections.common.parts.preprocessing.manifest import get_full_path
+from nemo.utils import logging
+from nemo.utils.data_utils import is_datastore_path
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_comat.models.rows import (
+    ManifestError,
+    check_audio,
+    expand,
+    flat,
+    number_of,
+    open_manifest,
+    parse_object,
+    read_lines,
+)
+from nemo_comat.models.tally import Tally, beyond
+
+
+def check_lhotse_dataset(dataset, name):
+    """Checks the plain NeMo manifests of a ``*_ds`` block with use_lhotse.
+
+    Args:
+        dataset: DictConfig. name: how messages call it, such as "model.train_ds".
+    Raises:
+        ManifestError: Lhotse would refuse a row, or there is none.
+    """
+    for block in multi_blocks(dataset):
+        tally, sources = Tally(), lhotse_blocks(block)
+        # a list, so that every source is looked at
+        seen_whole = all([_check_source(source, name, block, tally) for source in sources])
+        if seen_whole and not tally.kept and _reads_nothing(block):
+            raise ManifestError(
+                f"{name} has no rows left of {tally.rows}: {tally.why()}; change these limits, or give other manifests."
+            )
+        if tally.kept < tally.rows:
+            logging.info(
+                f"{name}: {tally.kept} of {tally.rows} rows are left, by the manifests' durations; {tally.why()}."
+            )
+
+
+def _check_source(source, name, limits, tally):
+    """Checks one block that names data itself; True where it names no more than rows that `tally` has counted."""
+    if source.get("manifest_filepath") is None or not _is_plain(source):
+        return False
+    paths = [one for path in flat([source.manifest_filepath]) for one in expand(path)]
+    # what Lhotse opens by other means than as a file is left to it
+    local = [path for path in paths if not (is_datastore_path(path) or path.startswith("pipe:"))]
+    local = [path for path in local if not path.endswith(".gz")]
+    rows = sum(check_lhotse_manifest(path, name, limits, tally) for path in local)
+    if local == paths and not rows:
+        raise ManifestError(f"{name} has no rows, {', '.join(paths)} is empty; give one JSON object a line.")
+    return local == paths
+
+
+def _reads_nothing(block):
+    """Whether NeMo's sampler makes no batch of a block: where there is no offset, it goes by the audio's durations."""
+    options = {**OmegaConf.to_container(block), "force_finite": True}
+    try:
+        config = make_structured_with_schema_warnings(OmegaConf.create(options))
+        sampler, _ = get_lhotse_sampler_from_config(config=config, global_rank=0, world_size=1)
+        return next(iter(sampler), None) is None
+    except Exception:  # what NeMo refuses in a block, it says itself when the model is built
+        return False
+
+
+def lhotse_blocks(dataset):
+    """The blocks of a ``*_ds`` block that each name data: itself, those of input_cfg, or those of multi_config."""
+    listed = dataset.get("input_cfg")
+    if listed is not None and not dataset.get("multi_config"):
+        listed = OmegaConf.create(load_yaml(listed)) if isinstance(listed, str) else listed
+        return [one for item in listed for one in lhotse_blocks(item)]
+    blocks = multi_blocks(dataset)
+    return [dataset] if blocks == [dataset] else [one for block in blocks for one in lhotse_blocks(block)]
+
+
+def multi_blocks(dataset):
+    """The blocks that have settings of their own: a ``*_ds`` block, or, with multi_config, each block within it."""
+    if not dataset.get("multi_config"):
+        return [dataset]
+    return [one for key, one in dataset.items() if isinstance(one, DictConfig) and key != "sampler_weights"]
+
+
+def _is_plain(block):
+    lhotses = any(block.get(key) is not None for key in ("cuts_path", "shar_path", "tarred_audio_filepaths"))
+    return not lhotses and get_parser_fn(block.get("type", "nemo")) is read_nemo_manifest
+
+
+def check_lhotse_manifest(path, name, limits, tally):
+    """Checks one plain NeMo manifest as Lhotse reads it; returns the number of its rows.
+
+    Args:
+        path: of the file. name: as in `check_lhotse_dataset`.
+        limits: dict with what limits the rows, min_duration and max_duration. tally: `Tally` that counts them.
+    Raises:
+        ManifestError: a line or an audio file cannot be read.
+    """
+    try:
+        open_manifest(path).close()
+    except ManifestError as error:
+        raise ManifestError(f"{name}: {error}") from error
+    rows = 0
+    for number, line in read_lines(path):
+        where = f"{path} line {number}"
+        if not line:
+            raise ManifestError(f"{where} is empty, which Lhotse's reader refuses; remove the line.")
+        row = parse_object(line, where)
+        if not row.get("_skipme", False):
+            _check_row(row, path, where)
+            known = isinstance(row["duration"], Real)
+            tally.add(where, beyond(row["duration"], limits) if known else None)
+            rows += 1
+    return rows
+
+
+def _check_row(row, path, where):
+    for key in ("audio_filepath", "duration"):
+        if key not in row:
+            raise ManifestError(f"{where} has no {key}, which Lhotse's reader needs in each row; give it.")
+    offset = row.get("offset")
+    if offset is not None and not 0 <= number_of(offset, "offset", where) < math.inf:
+        raise ManifestError(f"{where} has offset {offset}; give seconds from 0 on.")
+    # otherwise Lhotse takes the duration from the audio
+    if any(row.get(key) is not None for key in ("offset", "sampling_rate", "sample_rate")):
+        number_of(row["duration"], "duration", where)
+    check_audio(get_full_path(str(row["audio_filepath"]), str(path), force_cache=False), where)

@@ -1,0 +1,35 @@
+"""Counts the rows of manifests that are left, and says why the others are not."""
+
+
+class Tally:
+    """Rows kept and left out of the manifests that one ``*_ds`` block names."""
+
+    def __init__(self):
+        self.rows = self.kept = 0
+        self._reasons = {}  # a reason's count of rows, and where the first of them is
+
+    def add(self, where, reason=None):
+        """Counts a row; where: how messages call it. reason: why it is left out, or None where it is kept."""
+        self.rows += 1
+        if reason is None:
+            self.kept += 1
+        else:
+            self._reasons.setdefault(reason, [0, where])[0] += 1
+
+    def why(self):
+        """The reasons in words, each with its count and its first row."""
+        return "; ".join(f"{count} {reason}, the first in {first}" for reason, (count, first) in self._reasons.items())
+
+
+def beyond(duration, limits):
+    """Why a duration is outside a block's limits, or None.
+
+    Args:
+        duration: seconds. limits: dict with min_duration and max_duration in seconds, which may be null or absent.
+    """
+    low, high = limits.get("min_duration"), limits.get("max_duration")
+    if low is not None and duration < low:
+        return f"shorter than min_duration={low}"
+    if high is not None and duration > high:
+        return f"longer than max_duration={high}"
+    return None

@@ -1,20 +1,24 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
 # make test: environment, install, lint, tests
+# make lock: constraints-lock.txt anew, after a change of setup.py or constraints.txt
 # make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
 # make test-oldest: the same with the oldest NeMo that is tested, in an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST := .venv-oldest
-CONSTRAINTS ?= constraints.txt
+CONSTRAINTS ?= constraints-lock.txt
+INSTALLER ?= auto
 BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest fuzz install clean
+.PHONY: demo test test-oldest fuzz install lock clean
 
 demo: $(DEMO)/trained
-	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo --overwrite
+	@echo "==> Transcribing the held-out sentences and writing the report: about a minute."
+	$(BIN)/python examples/demo_report.py $(DEMO)/checkpoints/Conformer-CTC-COMAT-Demo.nemo --overwrite \
+		--html demo_output/report.html
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -30,16 +34,22 @@ fuzz: $(VENV)/installed
 install: $(VENV)/installed
 
 $(DEMO)/trained: $(VENV)/installed
-	rm -rf $(DEMO)
+	@echo "==> Training a small recogniser on 22 minutes of speech: 6 minutes on two quiet cores, more on a busy machine."
+	@echo "    After some steps it says how long it will take. Ctrl-C stops it, and 'make demo' goes on from there."
 	$(BIN)/python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat_demo \
-		exp_manager.exp_dir=demo_output +exp_manager.version=run
+		exp_manager.exp_dir=demo_output +exp_manager.version=run \
+		exp_manager.resume_if_exists=true exp_manager.resume_ignore_no_checkpoint=true
 	touch $@
 
-$(VENV)/installed: setup.py $(CONSTRAINTS)
-	@echo "Installing NeMo and what it needs into $(VENV); this takes a few minutes."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,test]'
+$(VENV)/installed: setup.py $(CONSTRAINTS) tools/install.py
+	$(PYTHON) tools/install.py $(VENV) --constraint $(CONSTRAINTS) --installer $(INSTALLER)
 	touch $@
+
+# from the default index alone, whatever is set here: the lock is the same on every machine
+lock: $(VENV)/installed
+	env -u UV_FIND_LINKS -u UV_INDEX UV_PYTHON_DOWNLOADS=never $(BIN)/python -m uv pip compile --quiet --universal \
+		--python-version 3.10 --strip-extras --no-annotate --custom-compile-command 'make lock' \
+		--constraint constraints.txt --all-extras setup.py --output-file constraints-lock.txt
 
 clean:
 	rm -rf $(VENV) $(OLDEST) demo_output

@@ -1,14 +1,18 @@
 """Shows what a trained model learnt: word error rate, some transcripts, one alignment, and where the checkpoint is.
 
-python examples/demo_report.py MODEL.nemo [--manifest=heldout.json] [--out=alignment.png]
+    python examples/demo_report.py MODEL.nemo [--manifest=heldout.json] [--out=alignment.png] [--html=report.html]
+
+The page of --html has the same and more: transcripts with the words that differ marked and their sound, and the curves
+of training, if MODEL.nemo lies where NeMo's exp_manager has put it.
 """
 
 import argparse
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_comat.waiting import announce_nemo
+from nemo_comat.waiting import announce, announce_nemo
 
 if __name__ == "__main__":
     announce_nemo()
@@ -16,15 +20,23 @@ if __name__ == "__main__":
 from nemo.collections.asr.metrics.wer import word_error_rate
 from nemo.utils import logging
 
-from nemo_comat import ComatCTCModelBPE, plot_alignment
-from nemo_comat.models.audio import cut_out
-from nemo_comat.models.export import ExportError, check_nemo_file
-from nemo_comat.models.manifest import check_manifests
-from nemo_comat.models.reference import manifest_text
-from nemo_comat.models.rows import ManifestError, read_rows
-from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from report_page import Page, chart, file_uri, some  # noqa: E402
+
+from nemo_comat import ComatCTCModelBPE, plot_alignment  # noqa: E402
+from nemo_comat.models.audio import cut_out  # noqa: E402
+from nemo_comat.models.export import ExportError, check_nemo_file  # noqa: E402
+from nemo_comat.models.manifest import check_manifests  # noqa: E402
+from nemo_comat.models.reference import manifest_text  # noqa: E402
+from nemo_comat.models.rows import ManifestError, read_rows  # noqa: E402
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
+# what NeMo and we log, by chart and line
+CURVES = {
+    "losses in training": {"CTC": "train_ctc_loss", "transfer": "train_transfer_loss"},
+    "word error rate on held-out speech, %": {"dev": "val_wer"},
+}
 
 
 @contextmanager
@@ -45,25 +57,130 @@ def read_manifest(path):
         yield audio, [manifest_text([item["text"]]) for item in items]
 
 
-def report(model_path, manifest, picture=None, shown=5, overwrite=False):
-    """The report as lines of text; draws the alignment picture, by default beside the checkpoint.
+def read_scalars(folder):
+    """What TensorBoard's files below a folder hold, also those of a run that was stopped and went on.
+
+    Args:
+        folder: path.
+    Returns:
+        {name: [(step, value), ...]}, by step.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for name in events.Tags()["scalars"]:
+            # a step that was made again after a stop counts as it was made last
+            found.setdefault(name, {}).update({event.step: event.value for event in events.Scalars(name)})
+    return {name: sorted(line.items()) for name, line in found.items()}
+
+
+def curves_of(scalars):
+    """The lines that `chart` draws, of `read_scalars`; error rates in percent."""
+    return {
+        title: {
+            label: [(step, value * (100 if name == "val_wer" else 1)) for step, value in scalars.get(name, [])]
+            for label, name in lines.items()
+        }
+        for title, lines in CURVES.items()
+    }
+
+
+def next_steps(model_path):
+    """What can be done with the model: (sentence, command)."""
+    return [
+        (
+            "Transcribe a file of your own. It knows one synthetic voice and two hundred words: expect little.",
+            f'from nemo_comat import ComatCTCModelBPE\n\nmodel = ComatCTCModelBPE.restore_from("{model_path}")\n'
+            'print(model.transcribe(["a.wav"])[0].text)',
+        ),
+        (
+            "See how what is said in a file is aligned with the language model's tokens.",
+            f'python examples/plot_alignment.py {model_path} a.wav --text "what is said"',
+        ),
+        (
+            "Train on your own speech: a tokenizer first, then the model.",
+            "python examples/build_tokenizer.py --manifest=train.json --data_root=tokenizers --vocab_size=128\n"
+            "python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat \\\n"
+            "    model.train_ds.manifest_filepath=train.json model.validation_ds.manifest_filepath=dev.json \\\n"
+            "    model.tokenizer.dir=tokenizers/tokenizer_spe_unigram_v128",
+        ),
+    ]
+
+
+def build_page(model_path, rows, error_rate, picture, scalars):
+    """The report as a Page.
+
+    Args:
+        model_path: path. rows: list of (reference, transcript, path of the audio) of all that was transcribed.
+        error_rate: of words, 0.1 is ten percent. picture: path of an alignment. scalars: of `read_scalars`.
+    """
+    words = sum(len(reference.split()) for reference, _, _ in rows)
+    page = Page(
+        "What the recogniser learnt",
+        "A CTC model that was trained with COMAT. It transcribes sentences that training did not have, without the "
+        "language model.",
+    )
+    page.numbers(
+        [
+            ("word error rate", f"{100 * error_rate:.1f} %"),
+            ("sentences", len(rows)),
+            ("words", words),
+            ("all right", sum(reference == transcript for reference, transcript, _ in rows)),
+        ]
+    )
+    page.utterances(
+        "Transcripts",
+        some(rows),
+        ["Words that were not recognised are crossed out; words that stand in their place are underlined."],
+    )
+    note = "Below: segments of the speech. At the side: the tokens that the language model reads. The line is the path."
+    page.picture(
+        f"Alignment of the first sentence: {rows[0][0]}",
+        file_uri(picture),
+        "Similarity of each segment with each token, and the path of the alignment through it",
+        [note],
+    )
+    drawn = chart(curves_of(scalars), xlabel="steps")
+    if drawn is not None:
+        page.picture("Training", drawn, "Losses and word error rate by training step", wide=True)
+    page.commands(
+        "How to go on",
+        [("The model. NeMo opens it with this package, and as plain CTC without it.", model_path.resolve())]
+        + next_steps(model_path),
+    )
+    return page
+
+
+def report(model_path, manifest, picture=None, html=None, overwrite=False):
+    """The report as lines of text; draws the alignment picture, by default beside the checkpoint, and writes the page.
 
     Raises:
-        ExportError: model_path is no .nemo file. OutputError: picture is there already, and overwrite is False.
+        ExportError: model_path is no .nemo file. OutputError: picture or html is there already, and overwrite is False.
         ManifestError: the manifest cannot be read.
     """
     check_nemo_file(model_path)
     picture = picture or model_path.parent / "alignment.png"
-    check_outputs([picture], inputs=[model_path, manifest], overwrite=overwrite)
+    written = [picture, html] if html is not None else [picture]
+    check_outputs(written, inputs=[model_path, manifest], overwrite=overwrite)
     with read_manifest(manifest) as (audio, texts):
         model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
+        announce(f"Transcribing {len(texts)} utterances; this takes seconds on a quiet machine.")
         found = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=16, verbose=False)]
         with written_beside(picture) as file:
             plot_alignment(model.align_text(audio[0], texts[0]), file, title=texts[0])
-    lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * word_error_rate(found, texts):.1f} %", ""]
-    for i in list(range(0, len(texts), max(1, len(texts) // shown)))[:shown]:
-        lines += [f"  reference   {texts[i]}", f"  transcript  {found[i]}", ""]
-    return lines + [f"Alignment of the first one: {picture}", f"Checkpoint:                 {model_path}"]
+        rows, error_rate = list(zip(texts, found, audio, strict=True)), word_error_rate(found, texts)
+        lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * error_rate:.1f} %", ""]
+        for text, transcript, _ in some(rows):
+            lines += [f"  reference   {text}", f"  transcript  {transcript}", ""]
+        lines += [f"Alignment of the first one: {picture}", f"Checkpoint:                 {model_path}"]
+        if html is not None:
+            # exp_manager's folder of a run holds checkpoints/ and TensorBoard's files
+            run = model_path.resolve().parents[1] if model_path.resolve().parent.name == "checkpoints" else None
+            build_page(model_path, rows, error_rate, picture, read_scalars(run) if run else {}).write(html)
+            lines += [f"Report, with sound:         {html.resolve().as_uri()}"]
+    return lines
 
 
 def parse_args():
@@ -71,14 +188,15 @@ def parse_args():
     parser.add_argument("model", type=Path, help=".nemo file")
     parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
+    parser.add_argument("--html", type=Path, help="page to write (default: none)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
     with exit_in_one_sentence(ExportError, ManifestError):
-        print("\n".join(report(args.model, args.manifest, args.out, overwrite=args.overwrite)))
+        print("\n".join(report(args.model, args.manifest, args.out, args.html, overwrite=args.overwrite)))
 
 
 if __name__ == "__main__":

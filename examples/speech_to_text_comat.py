@@ -33,6 +33,7 @@ from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
+from nemo_comat.models.time_left import TimeLeft
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # the config that all in conf/ are based on
@@ -89,9 +90,8 @@ def use_embedded_corpus(cfg):
                 OmegaConf.update(cfg, key, value, merge=False)
     logging.info(
         f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
-        f"own short schedule, {OmegaConf.select(cfg, 'trainer.max_epochs')} epochs or "
-        f"{OmegaConf.select(cfg, 'trainer.max_time')} (d:h:m:s) at most; with your manifests the config's schedule "
-        "stands."
+        f"own short schedule, {OmegaConf.select(cfg, 'trainer.max_epochs')} epochs; with your manifests the config's "
+        "schedule stands."
     )
 
 
@@ -221,7 +221,7 @@ def main(cfg):
     """Trains, and tests where model.test_ds names data."""
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     try:
-        trainer, model = build(cfg, [Resumable()])
+        trainer, model = build(cfg, [Resumable(), TimeLeft()])
         tested = finds_data(cfg, model, "test_ds")
         trainer.fit(model)
         if tested and model.prepare_test(trainer):

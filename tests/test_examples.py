@@ -521,6 +521,29 @@ def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, t
     assert (tmp_path / "alignment.png").read_text() == "mine"
 
 
+def test_the_report_as_a_page_has_the_curves_of_a_run_that_went_on(small_cfg, tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = tmp_path / "run" / "checkpoints" / "m.nemo"
+    ComatCTCModelBPE(cfg=small_cfg).save_to(str(model))
+    for steps, value in (((1, 2), 3.0), ((2, 3), 1.0)):
+        with SummaryWriter(tmp_path / "run") as writer:
+            for step in steps:
+                writer.add_scalar("train_ctc_loss", value, step)
+                writer.add_scalar("val_wer", value / 4, step)
+    script = load_script("demo_report")
+    scalars = script.read_scalars(tmp_path / "run")
+    assert scalars["train_ctc_loss"] == [(1, 3.0), (2, 1.0), (3, 1.0)]
+    assert script.curves_of(scalars)["word error rate on held-out speech, %"]["dev"] == [(1, 75), (2, 25), (3, 25)]
+    lines = script.report(model, CORPUS / "heldout.json", html=tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:audio/ogg") == 5 and page.count("data:image/png") == page.count("data:image/svg+xml") == 1
+    assert str(model) in page and (tmp_path / "report.html").as_uri() in lines[-1]
+    assert f"<dd>{lines[0].removeprefix('Word error rate on 60 held-out utterances: ')}</dd>" in page
+    with pytest.raises(ValueError, match="report.html exists already"):
+        script.report(model, CORPUS / "heldout.json", tmp_path / "a.png", html=tmp_path / "report.html")
+
+
 def test_corpus_is_what_it_says():
     words = {}
     for split, least, most in (("train", 240, 500), ("heldout", 40, 100)):

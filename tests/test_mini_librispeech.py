@@ -492,6 +492,25 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_page_has_the_table_and_what_the_best_arm_heard(tmp_path):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    scored(tmp_path / "comat" / "seed1", ["the cat sat", "on the mat", "a dig ran far"])
+    (tmp_path / "train.json").write_text(json.dumps({"text": "the sat"}) + "\n")
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    (tmp_path / "test.json").write_text("".join(json.dumps({"audio_filepath": "a.wav"}) + "\n" for _ in range(3)))
+    report.report(tmp_path, data=tmp_path, html=tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>test WER, comat</dt><dd>10.0 %</dd>" in page and "<td>40.0 %</td>" in page
+    assert "<del>dog</del>" in page and "<ins>dig</ins>" in page and "<ins>sad</ins>" not in page
+    assert page.count("data:audio/wav;base64,c291bmQ=") == 3 and "data:image/svg+xml" in page
+    assert "comat, most often mended against ctc: " in page
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="a.wav"):
+        report.report(tmp_path, data=tmp_path, html=tmp_path / "report.html")
+    report.report(tmp_path, html=tmp_path / "report.html")
+    assert "<audio" not in (tmp_path / "report.html").read_text()
+
+
 def test_the_interval_covers_what_it_should():
     rng = np.random.default_rng(1)
     lengths = np.full(400, 10)

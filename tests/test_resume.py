@@ -1,4 +1,4 @@
-"""Stopping by SIGTERM and going on: each step as if the run had not been stopped."""
+"""Stopping by SIGTERM or Ctrl-C and going on: each step as if the run had not been stopped."""
 
 import os
 import signal
@@ -16,20 +16,20 @@ from nemo_comat.models.resume import EpochSampler, Resumable, is_shuffled, rando
 
 
 class Stopper(pl.Callback):
-    """Keeps each step's loss, and sends SIGTERM to the process in the midst of a step."""
+    """Keeps each step's loss, and sends a signal to the process in the midst of a step."""
 
-    def __init__(self, stop_at):
-        self.stop_at, self.losses = stop_at, {}
+    def __init__(self, stop_at, by):
+        self.stop_at, self.by, self.losses = stop_at, by, {}
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.losses[trainer.global_step] = float(trainer.callback_metrics["train_loss"])
         if trainer.global_step == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.by)
 
 
-def fit(cfg, folder, stop_at=None):
+def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
     """Trains two epochs with exp_manager, or what is left of them; returns the losses of its steps."""
-    stopper = Stopper(stop_at)
+    stopper = Stopper(stop_at, by)
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_epochs=2, logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Resumable(), stopper],
@@ -55,8 +55,11 @@ def fit(cfg, folder, stop_at=None):
 
 def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path):
     small_cfg.train_ds.batch_size = 4
+    before = signal.getsignal(signal.SIGINT)
     whole = fit(small_cfg, tmp_path / "whole")
-    parts = [fit(small_cfg, tmp_path / "parts", stop_at) for stop_at in (1, 6, None)]
+    stops = ((1, signal.SIGTERM), (6, signal.SIGINT), (None, None))
+    parts = [fit(small_cfg, tmp_path / "parts", *stop) for stop in stops]
+    assert signal.getsignal(signal.SIGINT) is before
     assert [list(losses) for losses in parts] == [[1], [2, 3, 4, 5, 6], [7, 8]]
     assert {**parts[0], **parts[1], **parts[2]} == pytest.approx(whole, rel=1e-4)
 

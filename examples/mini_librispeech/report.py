@@ -1,10 +1,11 @@
 """Compares the runs of the recipe: error rates with intervals, costs, and the words that were mended or broken.
 
-    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [names ...]
+    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [--html=report.html] [names ...]
 
 Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
 dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
-what the table needs, no checkpoints, into a folder to commit.
+what the table needs, no checkpoints, into a folder to commit. --html writes a page too, with transcripts to compare
+and, with --data, to hear.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from kaldialign import align, edit_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build_tokenizer import read_texts  # noqa: E402
+from report_page import Page, chart, manifest_audio, some  # noqa: E402
 
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
@@ -189,30 +191,91 @@ def change_of(of, base):
     return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
 
 
-def markdown(found, runs):
-    """The summary as a Markdown text."""
-    head = "| arm | seeds | dev WER | test WER | test CER | against ctc | against interctc | step | memory | active |"
-    lines = ["# Report", "", head, "|---" * (head.count("|") - 1) + "|"]
+HEAD = [
+    "arm",
+    "seeds",
+    "dev WER",
+    "test WER",
+    "test CER",
+    "against ctc",
+    "against interctc",
+    "step",
+    "memory",
+    "active",
+]
+
+
+def table(found):
+    """Rows of cells below HEAD, one for each arm.
+
+    Args:
+        found: of `summary`.
+    """
     base = found.get("ctc") or next(iter(found.values()))
+    rows = []
     for name, of in found.items():
         active = "" if of["active_fraction"] is None else f"{of['active_fraction']:.2f}"
         costs = [f"{of[key] / base[key]:.2f}" for key in ("step_seconds", "peak_bytes")]
         wers = [percent(of[key]) for key in ("dev_wer", "test_wer", "test_cer")]
-        cells = [name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in BASELINES), *costs, active]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *explanation(runs), ""]
+        rows.append([name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in BASELINES), *costs, active])
+    return rows
+
+
+def remarks(found):
+    """What the words say, as sentences: those that training never has, and those mended and broken.
+
+    Args:
+        found: of `summary`.
+    """
+    said = []
     for name, of in found.items():
         if "unseen" in of:
             share, wrong, others = (f"{100 * of['unseen'][key]:.0f} %" for key in ("share", "wrong", "wrong_of_others"))
-            lines.append(
-                f"- {name}: {share} of the test words are not in training; {wrong} of them wrong, {others} of others"
+            said.append(
+                f"{name}: {share} of the test words are not in training; {wrong} of them wrong, {others} of others"
             )
     for name, of in found.items():
         for kind in ("mended", "broken"):
             if of.get(kind):
                 listed = ", ".join(f"{word} {times:+.1f}" for word, times in of[kind])
-                lines.append(f"- {name}, most often {kind} against ctc: {listed}")
+                said.append(f"{name}, most often {kind} against ctc: {listed}")
+    return said
+
+
+def markdown(found, runs):
+    """The summary as a Markdown text."""
+    lines = ["# Report", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table(found)]
+    lines += ["", *explanation(runs), "", *(f"- {sentence}" for sentence in remarks(found))]
     return "\n".join(lines) + "\n"
+
+
+def build_page(found, runs, data=None):
+    """The summary as a Page: table, dev curves, and transcripts of the best arm's first seed.
+
+    Args:
+        found: of `summary`. runs: of `read_runs`. data: folder whose test.json tells where the audio is, or None.
+    """
+    best = min(found, key=lambda name: found[name]["test_wer"]["mean"])
+    page = Page("Arms of the recipe, compared", "The same encoder, first weights, data order, steps and schedule.")
+    page.numbers([(f"test WER, {name}", percent(of["test_wer"])) for name, of in found.items()])
+    page.table("Error rates and costs", HEAD, table(found), [part for part in explanation(runs) if part])
+    curves = {name: [(row["step"], 100 * row["val_wer"]) for row in runs[name][0]["history"]] for name in runs}
+    page.picture(
+        "Training",
+        chart({"dev WER of the first seeds, %": curves}, xlabel="steps"),
+        "Word error rate on dev by training step, a line for each arm",
+        wide=True,
+    )
+    rows = runs[best][0]["test"]
+    # the rows are in the manifest's order; see score.py
+    audio = manifest_audio(data / "test.json") if data is not None else [None] * len(rows)
+    shown = [(row["reference"], row["transcript"], file) for row, file in zip(rows, audio, strict=True)]
+    notes = ["Words that were not recognised are crossed out; words that stand in their place are underlined."]
+    page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown), notes)
+    if remarks(found):
+        page.sentences("Words", remarks(found))
+    return page
 
 
 def explanation(runs):
@@ -232,7 +295,7 @@ def explanation(runs):
     ]
 
 
-def chart(runs, file):
+def dev_chart(runs, file):
     """Dev WER against steps: a thin line for each seed, a thick one for their mean."""
     import matplotlib
 
@@ -256,12 +319,12 @@ def chart(runs, file):
     plt.close(figure)
 
 
-def report(out, names=(), data=None):
-    """Writes report.md, report.json and dev_wer.svg; returns the Markdown.
+def report(out, names=(), data=None, html=None):
+    """Writes report.md, report.json, dev_wer.svg and, if it is asked for, a page; returns the Markdown.
 
     Args:
         out: folder of all runs. names: those to compare, all by default. data: folder whose train.json tells the
-            training words, or None.
+            training words, and whose test.json where the audio is, or None. html: path of the page, or None.
     Raises:
         ValueError: no run is finished and scored.
     """
@@ -276,7 +339,9 @@ def report(out, names=(), data=None):
         with written_beside(out / name) as file:
             file.write_text(content, encoding="utf-8")
     with written_beside(out / "dev_wer.svg") as file:
-        chart(runs, file)
+        dev_chart(runs, file)
+    if html is not None:
+        build_page(found, runs, data).write(html)
     return text
 
 
@@ -286,11 +351,12 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
+    parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError):
         if args.keep is not None:
             keep(args.out, args.names, args.keep)
-        print(report(args.out, args.names, args.data))
+        print(report(args.out, args.names, args.data, args.html))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Stopping and going on: SIGTERM leaves a checkpoint, and a resumed run continues as if it had not been stopped.
+"""Stopping and going on: SIGTERM and Ctrl-C leave a checkpoint, and a resumed run continues as if nothing had been.
 
 NeMo 3.0.0 saves on SIGTERM only where torch.distributed runs on GPUs. Where there is one process Lightning ends the run
 after the batch and saves nothing; and a run that it resumes in mid-epoch shuffles the data anew.
 """
 
 import random
+import signal
+import threading
 
 import lightning.pytorch as pl
 import numpy as np
@@ -44,14 +46,15 @@ class EpochSampler(Sampler):
 
 
 class Resumable(pl.Callback):
-    """Saves a checkpoint on SIGTERM, and brings data order and random numbers back when a run is resumed.
+    """Saves a checkpoint on SIGTERM and Ctrl-C, and brings data order and random numbers back when a run is resumed.
 
     It acts where one process trains; several, it leaves to NeMo's own PreemptionCallback. The data order is brought
-    back for shuffled map-style data (no Lhotse, tarred or bucketed data).
+    back for shuffled map-style data (no Lhotse, tarred or bucketed data). Ctrl-C ends the run after the batch, as
+    SIGTERM does; a second one ends it at once, as Lightning would have it.
     """
 
     def __init__(self):
-        self._stopped, self._sampler = None, None
+        self._stopped, self._sampler, self._on_interrupt = None, None, None
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         """Adds where the epoch stands, and the state of the random numbers."""
@@ -67,7 +70,11 @@ class Resumable(pl.Callback):
         self._stopped = checkpoint.get(STATE)
 
     def on_fit_start(self, trainer, pl_module):
-        """Puts the order of the data under control, before Lightning asks for the first batches."""
+        """Puts the order of the data under control, before Lightning asks for the first batches; hears Ctrl-C."""
+        in_main = threading.current_thread() is threading.main_thread()
+        # Lightning hears SIGTERM by now, but for where it is told not to
+        if trainer.world_size == 1 and in_main and callable(signal.getsignal(signal.SIGTERM)):
+            self._on_interrupt = signal.signal(signal.SIGINT, self._interrupt)
         loader, stopped = pl_module.train_dataloader(), self._stopped or {}
         if trainer.world_size > 1 or not is_shuffled(loader):
             return
@@ -82,15 +89,31 @@ class Resumable(pl.Callback):
             set_random_state(self._stopped["random"])
         self._stopped = None
 
+    def _interrupt(self, number, frame):
+        """Ctrl-C is SIGTERM, once: in the middle of a step there is nothing whole to save."""
+        self._give_interrupt_back()
+        logging.info("Stopping after this batch, with a checkpoint; Ctrl-C again stops at once, without one.")
+        signal.raise_signal(signal.SIGTERM)
+
+    def _give_interrupt_back(self):
+        if self._on_interrupt is not None:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+            self._on_interrupt = None
+
+    def teardown(self, trainer, pl_module, stage):
+        """Leaves Ctrl-C to whom it belongs."""
+        self._give_interrupt_back()
+
     def on_exception(self, trainer, pl_module, exception):
         """Saves the checkpoint, where the exception is Lightning's answer to SIGTERM."""
+        self._give_interrupt_back()
         saver = trainer.checkpoint_callback
         if trainer.world_size > 1 or not isinstance(exception, SIGTERMException) or saver is None:
             return
         # as NeMo's PreemptionCallback does it, so that exp_manager finds it
         saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
         logging.info(
-            f"Stopped by SIGTERM at step {trainer.global_step}; saved {saver.last_model_path}. The same command with "
+            f"Stopped at step {trainer.global_step}; saved {saver.last_model_path}. The same command with "
             "exp_manager.resume_if_exists=true and the same folder goes on from there."
         )
 

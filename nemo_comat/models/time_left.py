@@ -1,0 +1,74 @@
+"""How long training will take, said after a few steps and then at the end of each validation."""
+
+import time
+
+import lightning.pytorch as pl
+from nemo.utils import logging
+
+# the first steps compile, load the teacher, and fill caches
+LEFT_OUT, MEASURED = 3, 10
+
+
+class TimeLeft(pl.Callback):
+    """Says how many steps there are still, and about how long they take on this machine.
+
+    It is silent where the end is not known: data without a length, or neither epochs nor steps are limited. The time is
+    that of all that happened since the first steps, validations and checkpoints as well.
+    """
+
+    def __init__(self):
+        self._begin, self._steps, self._said = None, 0, False
+
+    def on_train_start(self, trainer, pl_module):
+        """Counts this run's own batches alone, also where it goes on with another's."""
+        self._begin, self._steps, self._said = None, 0, False
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Says it once, when enough steps were seen."""
+        self._steps += 1
+        if self._steps == LEFT_OUT:
+            self._begin = time.monotonic()
+        if self._steps == LEFT_OUT + MEASURED:
+            self._say(trainer)
+
+    def on_validation_end(self, trainer, pl_module):
+        """Says it again, with what validation takes."""
+        if not trainer.sanity_checking and self._steps > LEFT_OUT + MEASURED:
+            self._say(trainer)
+
+    def _say(self, trainer):
+        left = batches_left(trainer)
+        if trainer.is_global_zero and left:
+            seconds = (time.monotonic() - self._begin) / (self._steps - LEFT_OUT)
+            logging.info(
+                f"Training ends in about {in_words(left * seconds)}: {left} batches are left, "
+                f"{seconds:.2g} seconds each."
+            )
+
+
+def batches_left(trainer):
+    """Batches until max_epochs or max_steps end training; None where nobody knows.
+
+    Args:
+        trainer: Lightning's Trainer, while it trains.
+    """
+    loop = trainer.fit_loop
+    done = loop.epoch_loop.batch_progress.current.ready
+    ends = []
+    if (trainer.max_epochs or -1) > 0 and trainer.num_training_batches != float("inf"):
+        ends.append((trainer.max_epochs - trainer.current_epoch) * trainer.num_training_batches - done)
+    if trainer.max_steps > 0:
+        ends.append((trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+    return max(0, int(min(ends))) if ends else None
+
+
+def in_words(seconds):
+    """A time as one reads it: seconds, minutes, or hours.
+
+    Args:
+        seconds: float.
+    """
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,97 @@
+"""The installer: what pip is told, uv is told; a machine without uv gets pip; the lock is that of constraints.txt."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+from scripts import ROOT, load_file
+
+install = load_file(ROOT / "tools" / "install.py")
+
+
+def pins(name):
+    """{(package, version)} of a file of constraints."""
+    lines = (ROOT / name).read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {(one.name.lower().replace("_", "-"), str(one.specifier).removeprefix("==")) for one in found}
+
+
+def test_the_lock_has_what_is_pinned_and_what_setup_asks_for():
+    lock = pins("constraints-lock.txt")
+    assert pins("constraints.txt") <= lock
+    asked = re.findall(r'^\s+"([a-z][\w-]+)[^"]*"(?:,|\])', (ROOT / "setup.py").read_text(), re.M)
+    assert len(asked) > 10 and {name.replace("_", "-") for name in asked} <= {name for name, _ in lock}
+
+
+def test_uv_looks_where_pip_does(tmp_path):
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://one/simple\nextra-index-url =\n  https://two/simple\n  https://three/simple\n"
+        "find-links = /wheels\n[install]\nconstraint = /c.txt\n"
+    )
+    # pip's own listing of a file and of the environment, which stands before the file
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        env={"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_FIND_LINKS": "/a /b", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = install.uv_environment(install.pip_settings(listing.stdout), {"UV_TORCH_BACKEND": "cpu"})
+    wanted = {
+        "UV_DEFAULT_INDEX": "https://one/simple",
+        "UV_INDEX": "https://two/simple https://three/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": "/a,/b",
+        "UV_CONSTRAINT": "/c.txt",
+        "UV_TORCH_BACKEND": "cpu",
+    }
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert install.uv_environment({"index-url": "https://one"}, {"UV_DEFAULT_INDEX": "mine"}) == {
+        "UV_DEFAULT_INDEX": "mine"
+    }
+
+
+@pytest.mark.parametrize(
+    "broken, wanted",
+    [
+        ([], ["venv", "pip install uv", "uv pip install"]),
+        (["pip install uv"], ["venv", "pip install uv", "pip install"]),
+        (["uv pip install"], ["venv", "pip install uv", "uv pip install", "pip install"]),
+        (["venv"], ["venv"]),
+        (["uv pip install", "pip install"], ["venv", "pip install uv", "uv pip install", "pip install"]),
+    ],
+)
+def test_pip_takes_the_place_of_uv_with_a_word(monkeypatch, tmp_path, capsys, broken, wanted):
+    ran = []
+
+    def run(command, **options):
+        words = " ".join(command[2:] if command[1] == "-m" else command)
+        if words == "pip config list":
+            return subprocess.CompletedProcess(command, 0, "", "")
+        kinds = ("venv", "pip install uv", "uv pip install", "pip install")
+        short = words.replace(" --quiet --disable-pip-version-check", "")
+        ran.append(next(kind for kind in kinds if short.startswith(kind)))
+        return subprocess.CompletedProcess(command, int(ran[-1] in broken))
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    ends_well = "venv" not in broken and "pip install" not in broken
+    if ends_well:
+        install.install(tmp_path, ".[demo,test]", "lock.txt")
+    else:
+        with pytest.raises(SystemExit, match="could not be made|Not installed, for the reason above"):
+            install.install(tmp_path, ".[demo,test]", "lock.txt")
+    assert ran == wanted
+    said = capsys.readouterr().out
+    assert ("pip t" in said) is ("pip install" in wanted) and ("Installed in" in said) is ends_well
+    if "uv pip install" in ran or "pip install" in ran:
+        assert "To download: " in said and "On disk: " in said and "minutes" in said
+
+
+def test_another_python_is_refused_in_one_sentence():
+    for version in ((3, 10), (3, 12)):
+        install.check_python(version)
+    for version in ((3, 9), (3, 13)):
+        with pytest.raises(SystemExit, match=rf"This is Python 3.{version[1]}, and NeMo needs 3.10 to 3.12; name one"):
+            install.check_python(version)

@@ -1,6 +1,7 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
 # make test: environment, install, lint, tests
 # make lock: constraints-lock.txt anew, after a change of setup.py or constraints.txt
+# make docs: the documentation, into site/
 # make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
 # make test-oldest: the same with the oldest NeMo that is tested, in an environment of its own
 
@@ -12,8 +13,10 @@ INSTALLER ?= auto
 BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
+# a notice of another package, about a version of mkdocs to come
+export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test test-oldest fuzz install lock clean
+.PHONY: demo test test-oldest docs fuzz install lock clean
 
 demo: $(DEMO)/trained
 	@echo "==> Transcribing the held-out sentences and writing the report: about a minute."
@@ -27,6 +30,9 @@ test: $(VENV)/installed
 
 test-oldest:
 	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fuzz: $(VENV)/installed
 	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py
@@ -52,4 +58,4 @@ lock: $(VENV)/installed
 		--constraint constraints.txt --all-extras setup.py --output-file constraints-lock.txt
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo_output
+	rm -rf $(VENV) $(OLDEST) demo_output site

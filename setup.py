@@ -29,6 +29,7 @@ setup(
         "cuda12": ["cupy-cuda12x"],
         "cuda13": ["cupy-cuda13x"],
         "demo": ["matplotlib"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "bench": ["matplotlib", "monotonic-alignment-search"],
         "export": ["onnx", "onnxruntime"],
         "test": [

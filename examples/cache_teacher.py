@@ -30,6 +30,7 @@ from tqdm import tqdm
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.finetune import recogniser_tokenizer, starts_from_file
 from nemo_comat.models.lhotse_manifest import multi_blocks
 from nemo_comat.models.manifest import manifest_paths
 from nemo_comat.models.reference import manifest_text, reference_text
@@ -51,6 +52,8 @@ class Tokenizer(ASRBPEMixin):
 
 def tokenizer_of(cfg):
     """The tokenizer of a training config, or the labels of a character model's."""
+    if starts_from_file(cfg):
+        return recogniser_tokenizer(cfg)
     if by_characters(cfg):
         return CharacterTokenizer.of(cfg.model.labels, cfg.model.train_ds)
     return Tokenizer(cfg.model.tokenizer).tokenizer

@@ -7,7 +7,8 @@
         model.comat.teacher.name=bert-base-uncased
 
 Every override of NeMo's works. Where no data are named at all, the configs of conf/ train on the corpus in
-examples/demo_corpus. A config with model.labels and without model.tokenizer makes a character model.
+examples/demo_corpus. A config with model.labels and without model.tokenizer makes a character model; one without
+model.encoder, as finetune_ctc_comat, trains the model of init_from_nemo_model=MODEL.nemo on.
 """
 
 import signal
@@ -31,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
+from nemo_comat.models.finetune import check_start, restore_to_finetune, starts_from_file
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
 from nemo_comat.models.time_left import TimeLeft
@@ -81,7 +83,7 @@ def use_embedded_corpus(cfg):
         "model.tokenizer.dir": str(CORPUS / "tokenizer"),
         **leaves(cfg.embedded_corpus),
     }
-    if by_characters(cfg):
+    if by_characters(cfg) or starts_from_file(cfg):
         del changes["model.tokenizer.dir"]
     with open_dict(cfg):
         for key, value in changes.items():
@@ -123,7 +125,9 @@ def complete(cfg):
         use_embedded_corpus(cfg)
     else:
         raise ConfigError("No data are named; give model.train_ds.manifest_filepath=FILE.")
-    if not by_characters(cfg):
+    if starts_from_file(cfg):
+        check_start(cfg)
+    elif not by_characters(cfg):
         check_tokenizer(cfg)
 
 
@@ -209,11 +213,19 @@ def build(cfg, callbacks=()):
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.get("trainer") or OmegaConf.create()))
     trainer.callbacks.extend(callbacks)
     exp_manager(trainer, cfg.get("exp_manager", None))
-    model = (ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE)(cfg=cfg.model, trainer=trainer)
+    return trainer, make_model(cfg, trainer)
+
+
+def make_model(cfg, trainer=None):
+    """The model of a config that `prepare` has completed, with the weights it is to start from."""
+    if starts_from_file(cfg):
+        model = restore_to_finetune(cfg, trainer)
+    else:
+        model = (ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE)(cfg=cfg.model, trainer=trainer)
+        model.maybe_init_from_pretrained_checkpoint(cfg)
     check_loaders(cfg, model)
     check_schedule(model)
-    model.maybe_init_from_pretrained_checkpoint(cfg)
-    return trainer, model
+    return model
 
 
 @hydra_runner(config_path="../conf", config_name="conformer_ctc_comat")

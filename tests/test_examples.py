@@ -30,7 +30,7 @@ BUILT = {
     "hkd": (CIFCompressor, OneToOneAligner, "contrastive"),
 }
 # millions of weights of a config's encoder, where it is not Conformer small's
-ENCODERS = {"conformer_ctc_comat_demo": (0.5, 2), "citrinet_ctc_comat": (20, 22)}
+ENCODERS = {"conformer_ctc_comat_demo": (0.5, 2), "citrinet_ctc_comat": (20, 22), "finetune_ctc_comat": (0.02, 0.1)}
 # the same architecture, small and quick
 SHRUNK = {
     "fastconformer_ctc_comat": [
@@ -64,11 +64,24 @@ def composed(name, *overrides):
     return cfg
 
 
+@pytest.fixture
+def started_from(small_cfg, tmp_path):
+    """The override that a config without an encoder needs to be instantiated: a small model's file."""
+
+    def make(name):
+        if not name.startswith("finetune"):
+            return []
+        ComatCTCModelBPE(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
+        return [f"init_from_nemo_model={tmp_path}/m.nemo"]
+
+    return make
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_is_instantiated(script, name):
-    cfg = composed(name)
+def test_every_config_is_instantiated(script, name, started_from):
+    cfg = composed(name, *started_from(name))
     script.prepare(cfg)
-    model = ComatCTCModelBPE(cfg=cfg.model)
+    model = script.make_model(cfg)
     least, most = ENCODERS.get(name, (12, 14))
     assert least < sum(p.numel() for p in model.encoder.parameters()) / 1e6 < most
     assert model.comat is not None and len(model._train_dl.dataset) == 420

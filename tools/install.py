@@ -1,6 +1,6 @@
 """Makes the environment: by uv, which is several times as fast as pip, or by pip where uv cannot be had.
 
-    python3 tools/install.py ENVIRONMENT --constraint constraints-lock.txt --target '.[demo,test]'
+    python3 tools/install.py ENVIRONMENT --constraint constraints-lock.txt --target '.[demo,docs,test]'
 
 Where pip would look for packages, uv is told to look too: its indexes, folders of wheels, certificates and constraints
 are taken from pip's own configuration. So a machine gets the build of PyTorch that pip would bring. What is set for uv
@@ -126,7 +126,7 @@ def install(environment, target, constraint, installer="auto"):
     """Makes the environment where it is missing, and installs target, editable.
 
     Args:
-        environment: path. target: such as ``.[demo,test]``. constraint: path of a file of versions.
+        environment: path. target: such as ``.[demo,docs,test]``. constraint: path of a file of versions.
         installer: auto | uv | pip.
     """
     begin = time.monotonic()
@@ -147,7 +147,9 @@ def main():
     parser = argparse.ArgumentParser(description="Make an environment with nemo_comat and all it needs.")
     parser.add_argument("environment", type=Path, help="folder of the environment; made where it is missing")
     parser.add_argument("--constraint", default="constraints-lock.txt", help="file of versions (default: %(default)s)")
-    parser.add_argument("--target", default=".[demo,test]", help="what is installed, editable (default: %(default)s)")
+    parser.add_argument(
+        "--target", default=".[demo,docs,test]", help="what is installed, editable (default: %(default)s)"
+    )
     parser.add_argument("--installer", choices=("auto", "uv", "pip"), default="auto", help="default: uv, else pip")
     args = parser.parse_args()
     check_python(sys.version_info[:2])

@@ -1,0 +1,231 @@
+"""Starts from a trained model: its ``.nemo`` file gives architecture, tokenizer and weights, a config the rest.
+
+The keys are those of NeMo's own scripts for fine-tuning and for adapters.
+"""
+
+import os
+
+from hydra.utils import get_class
+from lightning.pytorch import Trainer
+from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
+from nemo.core.classes import ModelPT
+from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
+from nemo.utils import logging
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
+from nemo_comat.config import ConfigError
+from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
+
+# a class of NeMo's, and ours for files of it; the first that fits is taken
+CLASSES = {
+    EncDecHybridRNNTCTCBPEModel: ComatHybridRNNTCTCModelBPE,
+    EncDecCTCModelBPE: ComatCTCModelBPE,
+    EncDecCTCModel: ComatCTCModel,
+}
+# what a config's model block says of the start; the file's own blocks of these names stay
+STEPS = ("tokenizer", "char_labels", "adapter")
+
+
+class FinetuneConnector(ComatSaveRestoreConnector):
+    """Restores a model whose COMAT part may differ from the file's: then it begins anew, and the log says so."""
+
+    def load_instance_with_state_dict(self, instance, state_dict, strict):
+        """As NeMo's; the file's COMAT part is left out where it does not fit."""
+        shapes = [
+            {key: value.shape for key, value in weights.items() if key.startswith(COMAT_PREFIX)}
+            for weights in (instance.state_dict(), state_dict)
+        ]
+        if all(shapes) and shapes[0] != shapes[1]:
+            logging.info("The file's COMAT part is not of this comat block's shape: it begins anew.")
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(COMAT_PREFIX)}
+        super().load_instance_with_state_dict(instance, state_dict, strict)
+
+
+def starts_from_file(cfg: DictConfig) -> bool:
+    """True where a config leaves the architecture to the file that it starts from."""
+    return OmegaConf.select(cfg, "model.encoder._target_") is None
+
+
+def check_start(cfg: DictConfig) -> None:
+    """Checks what a config says of its start, before anything is loaded.
+
+    Args:
+        cfg: the whole config, for which `starts_from_file` is true.
+    Raises:
+        ConfigError: no file is named or it is not there, or the keys contradict each other.
+    """
+    file, name = cfg.get("init_from_nemo_model"), cfg.get("init_from_pretrained_model")
+    if (file is None) == (name is None):
+        raise ConfigError(
+            f"The config has no model.encoder, and {'no model' if file is None else 'two models'} to take it from; "
+            "give init_from_nemo_model=MODEL.nemo, or init_from_pretrained_model=NAME."
+        )
+    if not isinstance(file or name, str):
+        raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
+    if file is not None and not os.path.exists(file):
+        raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
+    tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
+    check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
+    check_pair("char_labels.update_labels", labels.get("update_labels"), "char_labels.labels", labels.get("labels"))
+    if tokenizer.get("update_tokenizer") or labels.get("update_labels"):
+        if adapter_name(cfg.model) is not None:
+            raise ConfigError(
+                "model.adapter trains the adapter alone, but a new tokenizer needs a new decoder; give one of the two."
+            )
+
+
+def check_pair(switch: str, on: object, key: str, value: object) -> None:
+    """Raises where a switch is on without its value, or off with one."""
+    if on and value is None:
+        raise ConfigError(f"model.{switch} is true, but model.{key} is missing; give model.{key} too.")
+    if value is not None and not on:
+        raise ConfigError(f"model.{key} is given, but the file's own is kept; give model.{switch}=true to replace it.")
+
+
+def adapter_name(model_cfg: DictConfig) -> str | None:
+    """Name of the adapter that is to be trained, or None."""
+    return (model_cfg.get("adapter") or {}).get("adapter_name")
+
+
+def restore_to_finetune(cfg: DictConfig, trainer: Trainer | None = None) -> ModelPT:
+    """The model of a file, ready to be trained on a config's data.
+
+    Args:
+        cfg: the whole config, with ``init_from_nemo_model`` or ``init_from_pretrained_model`` and a ``model`` block. A
+            key of that block that is null is the file's; a block without a class changes keys of the file's block
+            that has one; every other key replaces the file's.
+        trainer: Lightning's Trainer, or None.
+    Returns:
+        a model of ours, in training mode, with its data.
+    Raises:
+        ConfigError: see `check_start`; also where the file's model is of no class that COMAT trains.
+    """
+    model, given = _restore(cfg, trainer)
+    for name, setup in (
+        ("train_ds", model.setup_training_data),
+        ("validation_ds", model.setup_multiple_validation_data),
+        ("test_ds", model.setup_multiple_test_data),
+    ):
+        if given.get(name) is not None:
+            setup(given[name])
+    model.train()
+    if adapter_name(given) is not None:
+        train_adapter_alone(model, given.adapter)
+    warn_of_frozen_encoder(model)
+    return model
+
+
+def recogniser_tokenizer(cfg: DictConfig) -> object:
+    """The tokenizer with which a config that starts from a file will train."""
+    return _restore(cfg)[0]._text_tokenizer()
+
+
+def _restore(cfg, trainer=None):
+    """Model without data, of the labels that it is to have, and the config's model block with what the file gives."""
+    check_start(cfg)
+    path, connector = find_file(cfg)
+    own = connector.read_config(path)
+    cls, given = class_for(own.target, path), complete_from(cfg, own)
+    if adapter_name(given) is not None:
+        own.encoder._target_ = adapter_class(own.encoder._target_)
+    model = cls.restore_from(
+        path,
+        override_config_path=joined(own, given),
+        map_location="cpu",
+        trainer=trainer,
+        save_restore_connector=connector,
+    )
+    change_labels(model, given)
+    return model, given
+
+
+def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
+    """Path of the file, or of its unpacked folder, and what reads it."""
+    connector = FinetuneConnector()
+    path = cfg.get("init_from_nemo_model")
+    if path is None:
+        path = ASRModel.from_pretrained(cfg.init_from_pretrained_model, return_model_file=True)
+    if os.path.isdir(path):
+        connector.model_extracted_dir = path
+    return path, connector
+
+
+def class_for(target: str, path: str) -> type[ComatMixin]:
+    """Class of ours for a file whose config names a target class."""
+    if target.startswith(("nemo.", "nemo_comat.")):
+        for theirs, ours in CLASSES.items():
+            if issubclass(get_class(target), theirs):
+                return ours
+    raise ConfigError(
+        f"{path} holds a {target}; COMAT trains {', '.join(cls.__name__ for cls in CLASSES)}, and what descends from "
+        "them."
+    )
+
+
+def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:
+    """The config's model block without its interpolations, at the file's sample rate where it names none."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        if cfg.model.get("sample_rate") is None:
+            cfg.model.sample_rate = own.get("sample_rate") or own.preprocessor.sample_rate
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)["model"])
+
+
+def joined(own: DictConfig, given: DictConfig) -> DictConfig:
+    """The file's model config with what a config changes; see `restore_to_finetune`."""
+    own = own.copy()
+    with open_dict(own):
+        for key, value in given.items():
+            if key in STEPS or value is None:
+                continue
+            changes = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and "_target_" in own[key]
+            own[key] = OmegaConf.merge(own[key], value) if changes and "_target_" not in value else value
+    return own
+
+
+def change_labels(model: ModelPT, given: DictConfig) -> None:
+    """Gives the model the config's new tokenizer or labels, and a new decoder with them."""
+    tokenizer, labels = (given.get(key) or {} for key in ("tokenizer", "char_labels"))
+    if tokenizer.get("update_tokenizer"):
+        model.change_vocabulary(new_tokenizer_dir=tokenizer.dir, new_tokenizer_type=tokenizer.type)
+    if labels.get("update_labels"):
+        model.change_vocabulary(new_vocabulary=list(labels.labels))
+        # NeMo changes them in the datasets that the file had, and new ones are given these
+        model.cfg.labels = list(labels.labels)
+
+
+def adapter_class(target: str) -> str:
+    """Import path of the class with adapters for an encoder's class."""
+    found = get_registered_adapter(get_class(target))
+    if found is None:
+        raise ConfigError(f"NeMo has no adapters for {target}; leave model.adapter.adapter_name=null.")
+    return found.adapter_class_path
+
+
+def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
+    """Adds an adapter to the encoder and freezes all but it and the COMAT part, as NeMo's script does."""
+    adapter = adapter.copy()
+    name = adapter.pop("adapter_name")
+    if adapter.in_features is None:
+        adapter.in_features = model.cfg.encoder.get("d_model")
+    if adapter.in_features is None:
+        raise ConfigError("model.adapter.in_features is missing; give the width of the encoder's blocks.")
+    model.add_adapter(name, cfg=adapter)
+    model.set_enabled_adapters(enabled=False)
+    model.set_enabled_adapters(name, enabled=True)
+    model.freeze()
+    model.train()
+    model.unfreeze_enabled_adapters()
+    if model.comat is not None:
+        model.comat.requires_grad_(True)
+
+
+def warn_of_frozen_encoder(model: ModelPT) -> None:
+    """Says that COMAT teaches nothing where the encoder is frozen to the end."""
+    freezing = model.cfg.get("freeze_updates") or {}
+    if model.comat is not None and freezing.get("enabled") and freezing.get("modules", {}).get("encoder") == -1:
+        logging.warning(
+            "model.freeze_updates freezes the encoder to the end: COMAT, which teaches the encoder, changes nothing in "
+            "the recogniser; free the encoder after some steps, or give model.comat.weight=0."
+        )

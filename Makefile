@@ -13,8 +13,6 @@ INSTALLER ?= auto
 BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
-# a notice of another package, about a version of mkdocs to come
-export NO_MKDOCS_2_WARNING = 1
 
 .PHONY: demo test test-oldest docs fuzz install lock clean
 

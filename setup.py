@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nemo_comat*"]),
-    package_data={"nemo_comat.kernels": ["*.cu"]},
+    package_data={"": ["*.pyi"], "nemo_comat.kernels": ["*.cu"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "nemo_toolkit[asr]>=2.7.3,<4",

@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_the_functions_on_tensors_do_not_import_nemo():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == "[]"
+
+
+ROOMS = ("compress", "align", "transfer", "teacher", "kernels", "views", "models")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_offers_names_and_nothing_else(room):
+    module = import_module(f"nemo_comat.{room}")
+    assert module.__all__ and all(hasattr(module, name) for name in module.__all__)
+    tree = ast.parse(Path(module.__file__).read_text())
+    assert ast.get_docstring(tree)
+    assert all(isinstance(node, ast.ImportFrom | ast.Assign) for node in tree.body[1:])
 
 
 def test_public_names():

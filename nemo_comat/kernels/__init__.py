@@ -1,5 +1,5 @@
-"""Kernels: which backend computes, and the CUDA sources with the code that launches them.
+"""Kernels: which backend computes, and the CUDA sources with the code that launches them."""
 
-`backends` chooses, compiles and launches; `mas_cuda` launches mas.cu for `monotonic_align`, and `viterbi_cuda`
-viterbi.cu for `ctc_viterbi`. elements.cu is what both sources begin with.
-"""
+from nemo_comat.kernels import backends, mas_cuda, viterbi_cuda
+
+__all__ = ["backends", "mas_cuda", "viterbi_cuda"]

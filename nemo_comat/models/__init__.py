@@ -1,11 +1,42 @@
-"""Models: all that touches NeMo.
+"""Models: all that touches NeMo. Names are imported on first use."""
 
-`recognisers` has the model classes. `mixin` is what makes them of NeMo's: the training step, and how the teacher's
-answer gets to it, by what `captured` sees and without `bad_audio`. `alignments` are to look at.
+from nemo_comat.lazy import lazy_names
 
-`checkpoint` is the dual ``.nemo``, `saving` the ways into files and out of them, `safe_load` how ``.ckpt`` files are
-read, `resume` how a stopped run goes on, and `export` how a model leaves this package.
-
-`rows` reads manifests, `manifest` and `lhotse_manifest` check them, and `data` has a model do so; `reference` reads
-their texts and `audio` a file; `characters` is a character model's tokenizer.
-"""
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "CharacterTokenizer": "characters",
+        "ComatCTCModel": "ctc_characters",
+        "ComatCTCModelBPE": "ctc_bpe",
+        "ComatHybridRNNTCTCModelBPE": "hybrid",
+        "ComatMixin": "mixin",
+        "ComatSaveRestoreConnector": "checkpoint",
+        "ExportError": "export",
+        "ManifestError": "rows",
+        "Resumable": "resume",
+        "TimeLeft": "time_left",
+        "allow_settings": "safe_load",
+        "check_checkpoint": "safe_load",
+        "check_dataset": "manifest",
+        "check_manifests": "manifest",
+        "check_nemo_file": "export",
+        "check_start": "finetune",
+        "comat_block": "export",
+        "cut_out": "audio",
+        "manifest_paths": "manifest",
+        "manifest_text": "reference",
+        "manifest_texts": "reference",
+        "model_card": "export",
+        "name_samples": "reference",
+        "plain_model": "export",
+        "read_audio": "audio",
+        "read_rows": "rows",
+        "read_texts": "rows",
+        "read_word_error_rate": "export",
+        "recogniser_tokenizer": "finetune",
+        "reference_text": "reference",
+        "reference_texts": "reference",
+        "restore_to_finetune": "finetune",
+        "starts_from_file": "finetune",
+    },
+)

@@ -8,7 +8,7 @@ import torch
 from nemo_comat.models.audio import read_audio
 from nemo_comat.models.captured import captured
 from nemo_comat.models.reference import manifest_text
-from nemo_comat.views.plot import Alignment
+from nemo_comat.views import Alignment
 
 
 class AlignmentMixin:

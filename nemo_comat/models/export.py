@@ -17,7 +17,7 @@ import nemo_comat
 from nemo_comat.config import read_comat_config
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.models.manifest import manifest_paths
-from nemo_comat.views.description import describe_steps
+from nemo_comat.views import describe_steps
 
 # the other methods' own papers, by the option that stands for them
 RELATIVES = {

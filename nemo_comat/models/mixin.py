@@ -22,9 +22,7 @@ from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
 from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
-from nemo_comat.views.description import describe
-from nemo_comat.views.first_batch import first_batch_warnings
-from nemo_comat.views.pictures import AlignmentPictures
+from nemo_comat.views import AlignmentPictures, describe, first_batch_warnings
 
 # NeMo 3.0 restores only classes below prefixes that it knows
 if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat."]):

@@ -1,0 +1,31 @@
+from nemo_comat.align import monotonic_align as monotonic_align
+from nemo_comat.align import one_to_one_align as one_to_one_align
+from nemo_comat.align import plan_average as plan_average
+from nemo_comat.align import segment_log_softmax as segment_log_softmax
+from nemo_comat.align import sinkhorn as sinkhorn
+from nemo_comat.comat import CompressAlignTransfer as CompressAlignTransfer
+from nemo_comat.compress import cif_weights as cif_weights
+from nemo_comat.compress import ctc_compress as ctc_compress
+from nemo_comat.compress import ctc_viterbi as ctc_viterbi
+from nemo_comat.compress import quantity_loss as quantity_loss
+from nemo_comat.config import ConfigError as ConfigError
+from nemo_comat.models import ComatCTCModel as ComatCTCModel
+from nemo_comat.models import ComatCTCModelBPE as ComatCTCModelBPE
+from nemo_comat.models import ComatHybridRNNTCTCModelBPE as ComatHybridRNNTCTCModelBPE
+from nemo_comat.models import ComatMixin as ComatMixin
+from nemo_comat.models import ComatSaveRestoreConnector as ComatSaveRestoreConnector
+from nemo_comat.teacher import CachedTeacher as CachedTeacher
+from nemo_comat.teacher import CacheError as CacheError
+from nemo_comat.teacher import Teacher as Teacher
+from nemo_comat.teacher import TeacherCache as TeacherCache
+from nemo_comat.teacher import TeacherError as TeacherError
+from nemo_comat.teacher import write_cache as write_cache
+from nemo_comat.teacher import write_index as write_index
+from nemo_comat.transfer import cosine_score as cosine_score
+from nemo_comat.transfer import token_average as token_average
+from nemo_comat.transfer import transfer_loss as transfer_loss
+from nemo_comat.views import describe as describe
+from nemo_comat.views import plot_alignment as plot_alignment
+from nemo_comat.views import plot_utterance as plot_utterance
+
+__version__: str

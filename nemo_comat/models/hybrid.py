@@ -1,0 +1,37 @@
+"""NeMo's hybrid model, of an RNN-T and a CTC decoder, with COMAT."""
+
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel
+
+from nemo_comat.config import ConfigError
+from nemo_comat.models.mixin import ComatMixin
+
+
+class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
+    """NeMo's `EncDecHybridRNNTCTCBPEModel` trained with COMAT, by its CTC decoder; the RNN-T decoder is NeMo's.
+
+    Args:
+        cfg: NeMo's model config, with a ``comat`` block.
+        trainer: Lightning's Trainer, or None.
+    Raises:
+        ConfigError, TeacherError: as `ComatCTCModelBPE`; also where ``aux_ctc.ctc_loss_weight`` is 0.
+    """
+
+    def __init__(self, cfg, trainer=None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        if self.comat is not None and not self.ctc_loss_weight > 0:
+            raise ConfigError(
+                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come "
+                "from the CTC decoder, which would not be trained."
+            )
+
+    @staticmethod
+    def _ctc_config(cfg):
+        return cfg.aux_ctc
+
+    def _ctc_decoder(self):
+        return self.ctc_decoder
+
+    def _log(self, step, numbers):
+        # this model of NeMo's logs for itself, the CTC loss alone among it
+        del numbers["train_ctc_loss"]
+        self.log_dict(numbers)

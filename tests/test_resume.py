@@ -53,13 +53,20 @@ def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
     return stopper.losses
 
 
-def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path):
+@pytest.fixture
+def interrupts():
+    """Python's own answer to Ctrl-C; a shell lets programs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path, interrupts):
     small_cfg.train_ds.batch_size = 4
-    before = signal.getsignal(signal.SIGINT)
     whole = fit(small_cfg, tmp_path / "whole")
     stops = ((1, signal.SIGTERM), (6, signal.SIGINT), (None, None))
     parts = [fit(small_cfg, tmp_path / "parts", *stop) for stop in stops]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [list(losses) for losses in parts] == [[1], [2, 3, 4, 5, 6], [7, 8]]
     assert {**parts[0], **parts[1], **parts[2]} == pytest.approx(whole, rel=1e-4)
 

@@ -70,11 +70,7 @@ class Resumable(pl.Callback):
         self._stopped = checkpoint.get(STATE)
 
     def on_fit_start(self, trainer, pl_module):
-        """Puts the order of the data under control, before Lightning asks for the first batches; hears Ctrl-C."""
-        in_main = threading.current_thread() is threading.main_thread()
-        # Lightning hears SIGTERM by now, but for where it is told not to
-        if trainer.world_size == 1 and in_main and callable(signal.getsignal(signal.SIGTERM)):
-            self._on_interrupt = signal.signal(signal.SIGINT, self._interrupt)
+        """Puts the order of the data under control, before Lightning asks for the first batches."""
         loader, stopped = pl_module.train_dataloader(), self._stopped or {}
         if trainer.world_size > 1 or not is_shuffled(loader):
             return
@@ -82,6 +78,13 @@ class Resumable(pl.Callback):
         self._sampler = EpochSampler(len(loader.dataset), torch.initial_seed() if seed is None else seed)
         self._sampler.begin_at(stopped.get("epoch", 0), stopped.get("batches", 0) * loader.batch_size)
         loader.batch_sampler.sampler = self._sampler
+
+    def on_train_start(self, trainer, pl_module):
+        """Hears Ctrl-C, where it is not ignored, as in the background, and where Lightning hears SIGTERM."""
+        in_main = threading.current_thread() is threading.main_thread()
+        heard = callable(signal.getsignal(signal.SIGINT)) and callable(signal.getsignal(signal.SIGTERM))
+        if trainer.world_size == 1 and in_main and heard:
+            self._on_interrupt = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_epoch_start(self, trainer, pl_module):
         """Brings the random numbers of a resumed run back, once."""

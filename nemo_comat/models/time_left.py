@@ -58,7 +58,9 @@ def batches_left(trainer):
     if (trainer.max_epochs or -1) > 0 and trainer.num_training_batches != float("inf"):
         ends.append((trainer.max_epochs - trainer.current_epoch) * trainer.num_training_batches - done)
     if trainer.max_steps > 0:
-        ends.append((trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+        # of the next step's batches, some are done
+        accumulated = trainer.accumulate_grad_batches
+        ends.append((trainer.max_steps - trainer.global_step) * accumulated - done % accumulated)
     return max(0, int(min(ends))) if ends else None
 
 

@@ -2,6 +2,7 @@
 # make test: environment, install, lint, tests
 # make lock: constraints-lock.txt anew, after a change of setup.py or constraints.txt
 # make docs: the documentation, into site/
+# make tutorial: runs examples/tutorial.ipynb from end to end
 # make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
 # make test-oldest: the same with the oldest NeMo that is tested, in an environment of its own
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest docs fuzz install lock clean
+.PHONY: demo test test-oldest docs tutorial fuzz install lock clean
 
 demo: $(DEMO)/trained
 	@echo "==> Transcribing the held-out sentences and writing the report: about a minute."
@@ -31,6 +32,9 @@ test-oldest:
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+tutorial: $(VENV)/installed
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/jupyter-execute --timeout=600 --output=$(abspath demo_output/tutorial.ipynb) examples/tutorial.ipynb
 
 fuzz: $(VENV)/installed
 	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py

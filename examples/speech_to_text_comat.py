@@ -170,7 +170,9 @@ def check_loaders(cfg, model):
 def check_schedule(model):
     """Raises where NeMo would need the number of training samples for its schedule, and Lhotse does not tell it."""
     sched, trainer = OmegaConf.select(model.cfg, "optim.sched"), model.trainer
-    if trainer is None or sched is None or sched.get("max_steps") is not None or trainer.max_steps >= 0 or trainer.max_epochs is None:
+    if trainer is None or sched is None or sched.get("max_steps") is not None:
+        return
+    if trainer.max_steps >= 0 or trainer.max_epochs is None:
         return
     if model._train_dl is not None and not hasattr(getattr(model._train_dl, "dataset", None), "__len__"):
         raise ConfigError(

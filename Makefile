@@ -34,7 +34,8 @@ docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tutorial: $(VENV)/installed
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/jupyter-execute --timeout=600 --output=$(abspath demo_output/tutorial.ipynb) examples/tutorial.ipynb
+	mkdir -p demo_output
+	$(BIN)/jupyter-execute --timeout=600 --output=$(abspath demo_output/tutorial.ipynb) examples/tutorial.ipynb
 
 fuzz: $(VENV)/installed
 	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py

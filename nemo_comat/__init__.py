@@ -5,7 +5,7 @@ Names are imported on first use: the functions on tensors cost no import of NeMo
 
 from nemo_comat.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

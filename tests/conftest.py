@@ -23,7 +23,26 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance of a kernel
 
 
+class NoNemo:
+    """Skips the module or the test that imports NeMo, before it takes its time."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("nemo", "lightning"):
+            pytest.skip("imports NeMo", allow_module_level=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--without-nemo", action="store_true", help="only the tests that do not import NeMo")
+
+
+def pytest_configure(config):
+    if config.getoption("--without-nemo"):
+        sys.meta_path.insert(0, NoNemo())
+
+
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("nemo") and item.config.getoption("--without-nemo"):
+        pytest.skip("imports NeMo")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 

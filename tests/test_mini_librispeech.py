@@ -319,6 +319,10 @@ def check_ngram(tmp_path, folder, data):
     report.keep(tmp_path, ["parts_ngram"], kept)
     assert not list(kept.rglob("*.nemo")) and (kept / "parts_ngram" / "seed1" / "dev.json.gz").exists()
     assert report.report(kept) == report.report(tmp_path, ["parts_ngram"])
+    # nothing of where the data lay
+    assert str(data) in (target / "run.json").read_text()
+    settings = (kept / "parts_ngram" / "seed1" / "run.json").read_text()
+    assert str(data.parent) not in settings and '"model.tokenizer.dir=tokenizer"' in settings
     model = score.restore_on_dev(folder, data)
     ngram.use_language_model(model, tmp_path / "one.arpa", 100.0)
     said = {

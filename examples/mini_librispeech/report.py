@@ -43,6 +43,18 @@ def read_record(folder, name):
         return file.read()
 
 
+def without_places(value):
+    """A run's settings with absolute paths cut to their last part: where files lay is the machine's business."""
+    if isinstance(value, dict):
+        return {key: without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, path = value.rpartition("=")
+    return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
+
+
 def keep(out, names, target):
     """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
 
@@ -53,6 +65,8 @@ def keep(out, names, target):
         for name in RECORDS:
             source = record(folder, name)
             content, packed = source.read_bytes(), source.suffix == ".gz"
+            if name == "run.json" and not packed:
+                content = (json.dumps(without_places(json.loads(content)), indent=1) + "\n").encode()
             if not packed and name not in ("run.json", "history.jsonl"):
                 # without a time and a name, so that the same transcripts are the same bytes
                 content, packed = gzip.compress(content, mtime=0), True

@@ -6,7 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner, plan_average
+from nemo_comat.align import (
+    MonotonicAligner,
+    OneToOneAligner,
+    SinkhornAligner,
+    plan_average,
+    segment_words,
+    within_words,
+)
 from nemo_comat.compress import (
     AttentionCompressor,
     CIFCompressor,
@@ -15,7 +22,7 @@ from nemo_comat.compress import (
     FrameCompressor,
     usable_frames,
 )
-from nemo_comat.transfer import Projection, TransferLoss, cosine_score, token_average
+from nemo_comat.transfer import Projection, TeacherNormalization, TransferLoss, cosine_score, token_average
 
 # by `method`; the first is the default
 COMPRESSORS = {"ctc": CTCCompressor, "cif": CIFCompressor, "attention": AttentionCompressor, "none": FrameCompressor}
@@ -27,8 +34,8 @@ class ComatOutput(NamedTuple):
 
     loss: [B] transfer loss, summed over a row's tokens, plus compressed.loss; 0 for inactive rows. active: [B] bool,
     rows that took part. text_len: [B] tokens of the active rows, 0 for the others. score: [B, S, N]. path: [B, S] int32
-    token per segment, the likeliest where the alignment is soft. compressed: the segments before projection, its loss 0
-    for inactive rows.
+    token per segment, the likeliest where the alignment is soft. compressed: the last layer's segments before
+    projection, its loss 0 for inactive rows. kept: [B] bool, rows whose alignment keeps to words; None where none need.
     """
 
     loss: torch.Tensor
@@ -37,6 +44,7 @@ class ComatOutput(NamedTuple):
     score: torch.Tensor
     path: torch.Tensor
     compressed: Compressed
+    kept: torch.Tensor | None = None
 
     @property
     def alignment_score(self):
@@ -58,17 +66,31 @@ class CompressAlignTransfer(nn.Module):
         blank: id of the CTC blank.
         compress, align: a `method` (a key of `COMPRESSORS` or `ALIGNERS`, by default the first) and the options of its
             class, as a mapping. Options of the other methods' classes may be there and are not read.
+            ``within_words`` of align: a segment goes to a token of its own word; needs its words in `forward`.
         projection, transfer: the arguments of `Projection` and `TransferLoss`, as mappings.
+        normalize: "none", or what `TeacherNormalization` does to the teacher's vectors; its statistics are given later.
+        layer_weights: the weight of each encoder layer's loss. The last layer is the one that is aligned.
     Raises:
         ValueError: a method or an option is unknown, or does not fit feat_in.
     """
 
-    def __init__(self, feat_in, blank, *, compress, align, projection, transfer):
+    def __init__(
+        self, feat_in, blank, *, compress, align, projection, transfer, normalize="none", layer_weights=(1.0,)
+    ):
         super().__init__()
+        align = dict(align)
+        self.blank, self.within_words, self.layer_weights = blank, align.pop("within_words", False), list(layer_weights)
         self.compressor = _chosen("compress", COMPRESSORS, compress, feat_in=feat_in, blank=blank)
         self.aligner = _chosen("align", ALIGNERS, align)
         self.projection = Projection(feat_in, **projection)
+        if len(self.layer_weights) > 1:
+            self.lower_projections = nn.ModuleList(Projection(feat_in, **projection) for _ in self.layer_weights[1:])
+        self.normalize = None if normalize == "none" else TeacherNormalization(projection["dim"], normalize)
         self.transfer = TransferLoss(**transfer)
+
+    def layer_projections(self):
+        """The projection of each layer that is taught, in the order of `layer_weights`: list."""
+        return [*getattr(self, "lower_projections", ()), self.projection]
 
     def set_blank(self, blank):
         """Follows a recogniser whose vocabulary has changed.
@@ -76,45 +98,71 @@ class CompressAlignTransfer(nn.Module):
         Args:
             blank: the new id of the CTC blank; methods that do not look at labels need none.
         """
+        self.blank = blank
         if isinstance(self.compressor, CTCCompressor):
             self.compressor.options["blank"] = blank
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, teacher):
+    def forward(self, hidden, frame_len, log_probs, targets, target_len, teacher, *, seed=0):
         """One batch's loss.
 
         Args:
-            hidden: [B, T, D] encoder frames; gets gradients.
+            hidden: [B, T, D] encoder frames, or a list of them, one for each of `layer_weights`; gets gradients.
             frame_len: [B] valid frames.
             log_probs: [B, T, V] CTC log-posteriors.
             targets, target_len: [B, U] and [B] the reference in the recogniser's tokens.
-            teacher: `nemo_comat.teacher.TeacherOutput` with embeddings [B, N, Dp] for the same rows.
+            teacher: `nemo_comat.teacher.TeacherOutput` with embeddings [B, N, Dp] for the same rows; `words` is read
+                for ``within_words`` alone, `table` for the loss "classify".
+            seed: of what the transfer loss draws at random.
         Returns:
             ComatOutput.
         """
+        *lower, hidden = [hidden] if isinstance(hidden, torch.Tensor) else hidden
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden, _, usable = usable_frames(hidden.float(), frame_len)
-            compressed = self.compressor(
-                hidden,
-                frame_len,
-                log_probs.float(),
-                targets,
-                target_len,
-                teacher.text_len,
-                teacher.embeddings.shape[1],
-            )
-            compressed = compressed._replace(seg_len=torch.where(usable, compressed.seg_len, 0))
-            # a sum that overflowed would turn the projection's gradient into NaN
-            finite = compressed.segments.isfinite().all(-1, keepdim=True)
-            student = self.projection(torch.where(finite, compressed.segments, 0))
+            if self.normalize is not None:
+                teacher = teacher._replace(embeddings=self.normalize(teacher.embeddings))
+            given = (frame_len, log_probs.float(), targets, target_len, teacher)
+            compressed, student, finite = self._compress(hidden, self.projection, *given)
             score = cosine_score(student, teacher.embeddings).masked_fill(~finite, float("nan"))
-            path, plan = self.aligner(score, compressed.seg_len, teacher.text_len)
+            path, plan, kept = self._align(score, compressed, teacher)
             active = (path >= 0).any(1)
             text_len = torch.where(active, teacher.text_len, 0)
-            mask = torch.arange(score.shape[2], device=score.device) < text_len[:, None]
             compressed = compressed._replace(loss=torch.where(active, compressed.loss, 0))
-            student = token_average(student, path, score.shape[2]) if plan is None else plan_average(student, plan)
-            loss = self.transfer(student, teacher.embeddings, mask, teacher.token_id) + compressed.loss
-        return ComatOutput(loss, active, text_len, score, path, compressed)
+            loss = self.layer_weights[-1] * self._transfer(student, path, plan, text_len, teacher, seed)
+            loss = loss + compressed.loss
+            for weight, frames, projection in zip(self.layer_weights, lower, self.layer_projections()):
+                below, student, finite = self._compress(frames, projection, *given)
+                # the alignment is the last layer's; a row whose frames went wrong in this one alone stays out of it
+                whole = (finite[..., 0] | (path < 0)).all(1) & (below.seg_len > 0)
+                kept_len = torch.where(whole, text_len, 0)
+                loss = loss + weight * self._transfer(student, path, plan, kept_len, teacher, seed)
+        return ComatOutput(loss, active, text_len, score, path, compressed, kept)
+
+    def _compress(self, hidden, projection, frame_len, log_probs, targets, target_len, teacher):
+        """Compressed of one layer's frames, the projected segments [B, S, Dp], and which are finite [B, S, 1]."""
+        hidden, _, usable = usable_frames(hidden.float(), frame_len)
+        lengths = (teacher.text_len, teacher.embeddings.shape[1])
+        compressed = self.compressor(hidden, frame_len, log_probs, targets, target_len, *lengths)
+        compressed = compressed._replace(seg_len=torch.where(usable, compressed.seg_len, 0))
+        # a sum that overflowed would turn the projection's gradient into NaN
+        finite = compressed.segments.isfinite().all(-1, keepdim=True)
+        return compressed, projection(torch.where(finite, compressed.segments, 0)), finite
+
+    def _align(self, score, compressed, teacher):
+        """The aligner's path and plan, and which rows keep to words (None where none need)."""
+        kept = None
+        if self.within_words:
+            target_word, token_word = teacher.words
+            seg_word = segment_words(compressed.seg_label, target_word, self.blank)
+            score, kept = within_words(score, seg_word, token_word, compressed.seg_len, teacher.text_len)
+        return *self.aligner(score, compressed.seg_len, teacher.text_len), kept
+
+    def _transfer(self, student, path, plan, text_len, teacher, seed):
+        """[B] the transfer loss of projected segments that are aligned."""
+        n_tokens = teacher.embeddings.shape[1]
+        mask = torch.arange(n_tokens, device=student.device) < text_len[:, None]
+        student = token_average(student, path, n_tokens) if plan is None else plan_average(student, plan)
+        more = {} if teacher.table is None else dict(table=teacher.table, seed=seed)
+        return self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
 
 
 def _chosen(step, classes, options, **given):

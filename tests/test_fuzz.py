@@ -334,9 +334,12 @@ def test_transfer_loss(data):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     mask = torch.tensor(rng.random((batch, tokens)) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])))
     loss, temperature = draw(st.sampled_from(LOSSES)), draw(st.sampled_from([0.05, 0.1, 1.0, 10.0]))
-    token_id = torch.tensor(rng.integers(0, 4, (batch, tokens))) if draw(st.booleans()) else None
+    token_id = torch.tensor(rng.integers(0, 4, (batch, tokens))) if draw(st.booleans()) or loss == "classify" else None
+    table = torch.tensor(rng.standard_normal((4, dim)), dtype=torch.float32)
     if draw(MISTAKE):
-        mistake = draw(st.sampled_from(["loss", "student", "mask", "mask dtype", "temperature", "token_id", "dim"]))
+        mistake = draw(
+            st.sampled_from(["loss", "student", "table", "mask", "mask dtype", "temperature", "token_id", "dim"])
+        )
         event(f"mistake: {mistake}")
         if mistake == "loss":
             loss = draw(st.sampled_from(["", "l1", None]))
@@ -348,13 +351,15 @@ def test_transfer_loss(data):
             mask = mask.to(draw(st.sampled_from([torch.float32, torch.int64])))
         if mistake == "temperature":
             loss, temperature = "contrastive", draw(st.sampled_from([0.0, -1.0, NAN]))
+        if mistake == "table":
+            return refused(transfer_loss, student, teacher, mask, loss="classify", token_id=token_id)
         if mistake == "token_id":
             loss, token_id = "contrastive", torch.zeros(batch, tokens + 1, dtype=torch.int64)
         if mistake == "dim":
             student, teacher = torch.zeros(batch, tokens), torch.zeros(batch, tokens)
         return refused(transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
     check = untouched(student, teacher, mask)
-    out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
+    out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id, table=table)
     out.sum().backward()
     check()
     assert out.shape == (batch,) and out.dtype == torch.float32
@@ -364,7 +369,7 @@ def test_transfer_loss(data):
     if loss == "contrastive":
         finite[:] = finite.all()
     with np.errstate(all="ignore"):
-        wanted = slow_transfer(student.detach(), teacher, mask, loss, temperature, token_id)
+        wanted = slow_transfer(student.detach(), teacher, mask, loss, temperature, token_id, table.double().numpy())
     for row in range(batch):
         assert mask[row].any() or (out[row] == 0 and (student.grad[row] == 0).all())
         if finite[row] and loss != "mse" and student.dtype != torch.float16:
@@ -375,8 +380,8 @@ def test_transfer_loss(data):
             assert out[row].item() == pytest.approx(wanted[row], **tolerance)
 
 
-def slow_transfer(student, teacher, mask, loss, temperature, token_id):
-    """The three losses by their definitions, a token at a time, in float64."""
+def slow_transfer(student, teacher, mask, loss, temperature, token_id, table):
+    """The losses by their definitions, a token at a time, in float64."""
     places = [(b, n) for b, row in enumerate(mask.tolist()) for n, counts in enumerate(row) if counts]
     rows = [0.0] * len(mask)
     student, teacher = (x.float().double().numpy() for x in (student, teacher))
@@ -391,8 +396,9 @@ def slow_transfer(student, teacher, mask, loss, temperature, token_id):
                 (c, m) for c, m in places
                 if (c, m) == (b, n) or token_id is None or token_id[c, m] != token_id[b, n]
             ]  # fmt: skip
-            logits = [cosine(student[b, n], teacher[place]) / temperature for place in others]
-            own = cosine(student[b, n], teacher[b, n]) / temperature
+            classes = table if loss == "classify" else [teacher[place] for place in others]
+            logits = [cosine(student[b, n], row) / temperature for row in classes]
+            own = cosine(student[b, n], table[token_id[b, n]] if loss == "classify" else teacher[b, n]) / temperature
             top = max(logits)
             rows[b] += top + math.log(sum(math.exp(logit - top) for logit in logits)) - own
     return rows
@@ -436,6 +442,8 @@ def test_compress_align_transfer(data):
     inside = torch.arange(texts) < text_len[:, None]
     embeddings = floats(draw, (batch, texts, width), "plain", torch.float32).masked_fill(~inside[..., None], 0)
     teacher = TeacherOutput(embeddings, text_len, torch.arange(batch * texts).view(batch, texts), text_len > texts)
+    if loss == "classify":
+        teacher = teacher._replace(table=torch.randn(batch * texts, width))
     check = untouched(hidden, log_probs, targets, embeddings)
     out = module(hidden, frame_len, log_probs, targets, target_len, teacher)
     out.loss.sum().backward()
@@ -464,7 +472,7 @@ def assert_as_alone(module, row, out, arguments):
     """A row's neighbours and its padding change nothing for it."""
     *tensors, teacher = arguments
     one = slice(row, row + 1)
-    alone = module(*(x[one] for x in tensors), TeacherOutput(*(x[one] for x in teacher[:4])))
+    alone = module(*(x[one] for x in tensors), TeacherOutput(*(x[one] for x in teacher[:4]), table=teacher.table))
     assert alone.active[0] == out.active[row]
     torch.testing.assert_close(alone.loss[0], out.loss[row], rtol=1e-4, atol=1e-4)
 

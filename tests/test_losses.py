@@ -50,7 +50,8 @@ def test_gradient_reaches_the_student_and_never_the_teacher(loss):
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    transfer_loss(student, teacher, mask, loss=loss).sum().backward()
+    given = dict(token_id=torch.arange(8).view(2, 4), table=torch.randn(9, 8))
+    transfer_loss(student, teacher, mask, loss=loss, **given).sum().backward()
     assert teacher.grad is None
     moved = student.grad.abs().sum(-1) > 0
     assert moved.equal(mask)
@@ -61,11 +62,12 @@ def test_padding_changes_nothing_whatever_it_holds(loss):
     torch.manual_seed(0)
     student, teacher, token_id = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.arange(8).view(2, 4)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    plain = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id)
+    table = torch.randn(9, 8)
+    plain = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id, table=table)
     student[1, 2:], teacher[1, 2:], token_id[1, 2:] = float("nan"), float("inf"), 1
     student, teacher = (F.pad(x, (0, 0, 0, 3), value=1e30).requires_grad_() for x in (student, teacher))
     token_id, mask = F.pad(token_id, (0, 3), value=2), F.pad(mask, (0, 3))
-    padded = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id)
+    padded = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id, table=table)
     torch.testing.assert_close(padded, plain)
     padded.sum().backward()
     assert student.grad.isfinite().all()
@@ -74,7 +76,8 @@ def test_padding_changes_nothing_whatever_it_holds(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_row_without_tokens_costs_nothing(loss):
     mask = torch.tensor([[False, False], [True, True]])
-    out = transfer_loss(torch.randn(2, 2, 3), torch.randn(2, 2, 3), mask, loss=loss)
+    given = dict(token_id=torch.arange(4).view(2, 2), table=torch.randn(5, 3))
+    out = transfer_loss(torch.randn(2, 2, 3), torch.randn(2, 2, 3), mask, loss=loss, **given)
     assert out[0] == 0 and out[1] > 0
 
 
@@ -99,7 +102,7 @@ def test_module_equals_function():
 
 def test_bad_arguments_are_refused():
     x, mask = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="loss must be one of cosine, mse, contrastive; got 'l1'"):
+    with pytest.raises(ValueError, match="loss must be one of cosine, mse, contrastive, classify; got 'l1'"):
         transfer_loss(x, x, mask, loss="l1")
     with pytest.raises(ValueError, match=r"must be \[B, N, D\] and mask \[B, N\]"):
         transfer_loss(x, x[:, :1], mask)

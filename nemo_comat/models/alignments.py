@@ -76,7 +76,7 @@ class AlignmentMixin:
         try:
             with captured(**self._watched(), features=self.preprocessor) as seen:
                 self.forward(input_signal=signal, input_signal_length=signal_len)
-            teacher = self._teacher.encode(texts, signal.device)
+            teacher = self._ask(texts, transcript, transcript_len, signal.device).result()
             return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
         finally:
             self.train(mode)

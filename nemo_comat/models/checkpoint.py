@@ -128,7 +128,9 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         block = config.pop("comat", None)
         if block is not None:
             OmegaConf.save(OmegaConf.create({"target": config.target, "comat": block}), folder / COMAT_CONFIG)
-        config.target = nemo_target(config.target)
+        if block is None or not block.get("feedback"):
+            # with feedback it is no model of NeMo's, and must not be opened as one
+            config.target = nemo_target(config.target)
         OmegaConf.save(config, folder / self.model_config_yaml)
 
     def load_config_and_state_dict(self, calling_cls, restore_path, override_config_path=None, *args, **kwargs):

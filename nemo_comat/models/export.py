@@ -66,6 +66,12 @@ def plain_model(file):
         ExportError: there is no such file, or it is another kind of file.
     """
     check_nemo_file(file)
+    block = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
+    if block is not None and block.get("feedback"):
+        raise ExportError(
+            f"{file} was trained with comat.feedback={block.feedback}, so it holds no plain CTC model; open it with "
+            "nemo_comat, whose `export` writes ONNX and TorchScript of the whole."
+        )
     return ASRModel.restore_from(str(file), map_location="cpu").eval()
 
 

@@ -11,15 +11,18 @@ from nemo.utils import logging, model_utils
 from omegaconf import open_dict
 
 from nemo_comat.comat import CompressAlignTransfer
-from nemo_comat.config import ConfigError, read_comat_config, teacher_arguments
+from nemo_comat.config import ConfigError, encoder_layers, read_comat_config, teacher_arguments
 from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.models.captured import captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
 from nemo_comat.models.data import DataMixin
+from nemo_comat.models.feedback import FeedbackMixin
 from nemo_comat.models.reference import manifest_texts, reference_texts
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
+from nemo_comat.models.statistics import keep_statistics
+from nemo_comat.models.words import WordFinder
 from nemo_comat.teacher import Pending, build_teacher
 from nemo_comat.transfer import REDUCTIONS, reduce_rows
 from nemo_comat.views import AlignmentPictures, describe, first_batch_warnings
@@ -37,7 +40,7 @@ def _as_config_error():
         raise ConfigError(f"model.comat: {error}.") from None
 
 
-class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
+class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
     The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
@@ -61,11 +64,16 @@ class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
                     feat_in,
                     self._ctc_decoder().num_classes_with_blank - 1,
                     **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
+                    normalize=block.teacher.normalize,
+                    layer_weights=encoder_layers(block)[1],
                 )
+            self._words = WordFinder(teacher)
+        self._add_feedback()
 
     def change_vocabulary(self, *args, **kwargs):
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
         super().change_vocabulary(*args, **kwargs)
+        self._fit_feedback_to_vocabulary()
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
@@ -78,13 +86,15 @@ class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
         self._is_first_batch = True
+        if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.count:
+            keep_statistics(self)
         super().on_train_start()
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
         if self.comat is not None and self.training and isinstance(batch, (tuple, list)):
-            started = Pending(self._teacher, self._reference_texts(*batch[2:]), torch.device(device))
+            started = self._ask(self._reference_texts(*batch[2:]), *batch[2:4], torch.device(device))
             batch = batch[:4]
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         self._started = started and (batch[2], started)
@@ -127,6 +137,9 @@ class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
             train_text_too_long=teacher.too_long.float().sum(),
             train_bad_audio=bad_audio.float().sum(),
         )
+        if output.kept is not None:
+            # rows that are aligned, though not word by word
+            numbers["train_words_unmatched"] = (output.active & ~output.kept).float().sum()
         if self._cfg.comat.teacher.cache is not None:
             numbers["train_cache_misses"] = float(teacher.lacking)
         if self._cfg.comat.compress.method == "cif":
@@ -140,21 +153,26 @@ class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
         return weight * min(1.0, self.trainer.global_step / warmup) if warmup else weight
 
     def _feat_in(self):
-        layer = self._cfg.comat.encoder_layer
-        if layer is None:
-            return self._ctc_config(self._cfg).decoder.feat_in
         depth = len(getattr(self.encoder, "layers", ()))
-        if not -depth <= layer < depth:
-            raise ConfigError(
-                f"model.comat.encoder_layer is {layer}, but {type(self.encoder).__name__} has {depth} layers to choose "
-                f"from, {f'0 to {depth - 1} or -1 to {-depth}' if depth else 'none'}; null takes the last frames."
-            )
+        for layer in self._layers:
+            if layer is None:
+                return self._ctc_config(self._cfg).decoder.feat_in
+            if not -depth <= layer < depth:
+                raise ConfigError(
+                    f"model.comat.encoder_layer is {layer}, but {type(self.encoder).__name__} has {depth} layers to "
+                    f"choose from, {f'0 to {depth - 1} or -1 to {-depth}' if depth else 'none'}; null takes the last "
+                    "frames."
+                )
         return self._cfg.encoder.d_model
+
+    @property
+    def _layers(self):
+        return encoder_layers(self._cfg.comat)[0]
 
     def _watched(self):
         watched = dict(encoder=self.encoder, decoder=self._ctc_decoder())
-        if self._cfg.comat.encoder_layer is not None:
-            watched["layer"] = self.encoder.layers[self._cfg.comat.encoder_layer]
+        if self._layers != [None]:
+            watched.update({f"layer {layer}": self.encoder.layers[layer] for layer in self._layers})
         return watched
 
     def _teacher_output(self, transcript, transcript_len, samples=None):
@@ -165,15 +183,30 @@ class ComatMixin(AlignmentMixin, DataMixin, SavingMixin):
         (of, started), self._started = self._started or (None, None), None
         if of is not transcript:
             texts = self._reference_texts(transcript, transcript_len, samples)
-            started = Pending(self._teacher, texts, transcript.device)
+            started = self._ask(texts, transcript, transcript_len, transcript.device)
         return started
+
+    def _ask(self, texts, transcript, transcript_len, device):
+        """The teacher's answer to a batch's texts, with what this model's loss needs beside it."""
+
+        def add(output):
+            if self.comat.within_words:
+                given = (self._text_tokenizer(), texts, transcript, transcript_len)
+                output = output._replace(words=self._words.find(*given, output.embeddings.shape[1], device))
+            if self._cfg.comat.transfer.loss == "classify":
+                output = output._replace(table=self._teacher.table(device))
+            return output
+
+        return Pending(self._teacher, texts, device, add)
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
         encoded, encoded_len = seen["encoder"][:2]
         log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
-        hidden = seen.get("layer", encoded.transpose(1, 2))
+        hidden = [encoded.transpose(1, 2) if layer is None else seen[f"layer {layer}"] for layer in self._layers]
+        # equal at equal steps, whether or not a run was stopped between
+        seed = 0 if self._trainer is None else self._trainer.global_step
         # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
-        return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher)
+        return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher, seed=seed)
 
     @staticmethod
     def _ctc_config(cfg):

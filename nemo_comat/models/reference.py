@@ -54,7 +54,7 @@ def name_samples(loader):
     Raises:
         ConfigError: its samples have no names that tell them apart.
     """
-    reader = _reader(loader)
+    reader = reader_of(loader)
     if hasattr(reader, "return_cuts"):
         reader.return_cuts = True
     elif hasattr(reader, "return_sample_id") and hasattr(reader, "get_manifest_sample"):
@@ -82,12 +82,13 @@ def manifest_texts(loader, samples):
             "holds; let model.setup_training_data make the training loader, or set model.comat.teacher.text=tokens."
         )
     if isinstance(samples, torch.Tensor):
-        find = _reader(loader).get_manifest_sample
+        find = reader_of(loader).get_manifest_sample
         return [manifest_text([find(number).text_raw]) for number in samples.tolist()]
     return [manifest_text(supervision.text for supervision in cut.supervisions) for cut in samples]
 
 
-def _reader(loader):
+def reader_of(loader):
+    """The dataset that reads what a NeMo loader gives."""
     # DALI's reader is its own loader, and Lhotse wraps its reader where it samples in the workers
     reader = getattr(loader, "dataset", loader)
     return getattr(reader, "dataset", reader)

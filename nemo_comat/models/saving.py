@@ -5,6 +5,22 @@ from nemo.utils import logging
 from nemo_comat.models.checkpoint import COMAT_PREFIX, with_comat
 from nemo_comat.models.safe_load import check_checkpoint
 
+# statistics of the teacher's vectors, which a model has where its config asks for them
+FEEDBACK_PREFIX = "nemo_comat_feedback."
+STATISTICS = f"{COMAT_PREFIX}normalize."
+
+
+def _with_our_statistics(ours, state_dict):
+    """Weights whose statistics of the teacher's vectors are as ours where only one side has some."""
+    mine, theirs = ({key for key in keys if key.startswith(STATISTICS)} for keys in (ours, state_dict))
+    if mine and not theirs:
+        logging.info("These weights have no statistics of the teacher's vectors: they are taken when training starts.")
+        return {**state_dict, **{key: ours[key] for key in mine}}
+    if theirs and not mine:
+        logging.info("comat.teacher.normalize is none in this model: these weights' statistics are left out.")
+        return {key: value for key, value in state_dict.items() if key not in theirs}
+    return state_dict
+
 
 class SavingMixin:
     """The part of `ComatMixin` that sees to ``.nemo`` and ``.ckpt`` files."""
@@ -19,6 +35,12 @@ class SavingMixin:
         if theirs and not ours:
             logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
             state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
+        elif ours and theirs:
+            state_dict = _with_our_statistics(ours, state_dict)
+        if self.nemo_comat_feedback is not None and not any(key.startswith(FEEDBACK_PREFIX) for key in state_dict):
+            logging.info("These weights have no feedback: it begins as none.")
+            fed = {key: value for key, value in self.state_dict().items() if key.startswith(FEEDBACK_PREFIX)}
+            state_dict = {**state_dict, **fed}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
     def save_to(self, save_path):

@@ -12,6 +12,8 @@ from nemo_comat.teacher.cache import (
 from nemo_comat.teacher.files import find_model
 from nemo_comat.teacher.language_model import (
     SENTENCEPIECE_UNKNOWN,
+    TABLE,
+    UNITS,
     Teacher,
     TeacherError,
     TeacherOutput,
@@ -21,6 +23,8 @@ from nemo_comat.teacher.pending import Pending
 __all__ = [
     "MISSING",
     "SENTENCEPIECE_UNKNOWN",
+    "TABLE",
+    "UNITS",
     "CacheError",
     "CachedTeacher",
     "Pending",

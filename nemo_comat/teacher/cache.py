@@ -79,6 +79,19 @@ class TeacherCache:
             at += 1
         return None
 
+    def sample(self, most):
+        """Vectors of at most so many texts, spread evenly over the shards, in an order that is always the same.
+
+        Args:
+            most: int.
+        Yields:
+            float16 [n, Dp] of a text; too long ones are left out.
+        """
+        for place in self._place[torch.arange(0, len(self), max(1, -(-len(self) // most)))].tolist():
+            row = self._read(*place)
+            if not row.too_long:
+                yield row.vectors
+
     def _read(self, shard, row):
         if shard not in self._open_shards:
             file, _ = _open(self.folder / self.shards[shard], self.folder)
@@ -292,6 +305,14 @@ class CachedTeacher:
     def tokens(self, text):
         """As `Teacher.tokens`."""
         return self.teacher.tokens(text)
+
+    def word_indices(self, texts):
+        """As `Teacher.word_indices`."""
+        return self.teacher.word_indices(texts)
+
+    def table(self, device):
+        """As `Teacher.table`; loads the teacher's weights."""
+        return self.teacher.table(device)
 
     def reads_at_once(self, text):
         """As `Teacher.reads_at_once`: where the cache has the text."""

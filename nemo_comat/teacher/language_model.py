@@ -19,9 +19,12 @@ from nemo_comat.teacher.files import find_model, fingerprint
 from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.quiet import quiet_transformers
+from nemo_comat.teacher.words import average_words, words_of
 from nemo_comat.waiting import announce
 
 SENTENCEPIECE_UNKNOWN = "⁇"
+TABLE = "table"
+UNITS = ("token", "word")
 # embeddings kept for texts that come again; small corpora train for many epochs
 MEMORY_BYTES = 256 * 2**20
 FOLDER_HELP = "Its folder must hold config.json, the weights and the tokenizer's files."
@@ -40,7 +43,8 @@ class TeacherOutput(NamedTuple):
 
     embeddings: [B, N, Dp] float32, 0 on padding, no gradient. text_len: [B] int64 tokens; 0 for an empty text and for
     one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool. lacking: number of
-    texts that a cache, where there is one, did not have.
+    texts that a cache, where there is one, did not have. table: [V, Dp] the word embeddings, where they are asked for.
+    words: [B, U] and [B, N] int64, the word of each of the recogniser's and of the teacher's tokens, where asked for.
     """
 
     embeddings: torch.Tensor
@@ -48,6 +52,8 @@ class TeacherOutput(NamedTuple):
     token_id: torch.Tensor
     too_long: torch.Tensor
     lacking: int = 0
+    table: torch.Tensor | None = None
+    words: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Embedded(NamedTuple):
@@ -73,22 +79,27 @@ class Teacher:
 
     Args:
         name: a hub name, a folder, or an installed package's model; see `find_model`.
-        layers: hidden state to read, -1 the last, 0 the word embeddings; or a list, whose mean is taken.
+        layers: hidden state to read, -1 the last, 0 what goes into the first layer (word embeddings and, in most
+            models, the position); a list, whose mean is taken; or "table", the word embeddings' table itself.
         max_length: most tokens of a text, special ones included; None for the model's own limit, which it is asked for
             when it is loaded. A longer text gets text_len 0 and is marked too_long: it is neither cut nor embedded.
         dtype: "float32", "bfloat16" or "float16", of the teacher's weights; "auto" is bfloat16 on a GPU that has it,
             and float32 elsewhere.
+        units: "token", or "word": the mean of a word's tokens in place of each, where words are what white space parts.
     Raises:
         TeacherError: on first use; not found, not readable, without hidden states or with other than one a token, a
-            layer it does not have, a tokenizer without a vocabulary, or with token ids that the model does not have.
+            layer it does not have, a tokenizer without a vocabulary, with token ids that the model does not have, or
+            (for units of words) that does not say where its tokens stand.
     """
 
-    def __init__(self, name, layers=0, max_length=None, dtype="auto"):
+    def __init__(self, name, layers=0, max_length=None, dtype="auto", units="token"):
         self.name = name
-        self.layers = [layers] if isinstance(layers, int) else list(layers)
+        self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
+        self.units = units
         self.dtype = None if dtype == "auto" else getattr(torch, dtype)
         self._max_length = max_length
         self._seen, self._seen_bytes = OrderedDict(), 0
+        self._table = None
 
     @functools.cached_property
     def path(self):
@@ -108,13 +119,15 @@ class Teacher:
                 f"Teacher {self.name!r} ({type(config).__name__}) has no hidden states of tokens to learn from; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             )
+        if self.layers == [TABLE]:
+            return config
         if not self.layers:
             raise TeacherError("model.comat.teacher.layers is empty; give a layer, such as -1, or several.")
         for layer in self.layers:
             if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
                 raise TeacherError(
                     f"model.comat.teacher.layers has {layer!r}, but {self.name!r} has layers 0 (word embeddings) to "
-                    f"{depth}, or -1 (last) to {-depth - 1}."
+                    f"{depth}, or -1 (last) to {-depth - 1}, or {TABLE} alone (the table of word embeddings)."
                 )
         return config
 
@@ -125,9 +138,12 @@ class Teacher:
         `weights` is a fingerprint of a local weights file, None for a hub name; loads no weights.
         """
         depth, vocabulary = self.config.num_hidden_layers, sorted(self.tokenizer.get_vocab().items())
+        table = self.layers == [TABLE]
         return {
             "name": self.name,
-            "layers": sorted(layer % (depth + 1) for layer in self.layers),
+            "layers": self.layers if table else sorted(layer % (depth + 1) for layer in self.layers),
+            # a cache of before this key holds tokens
+            **({} if self.units == "token" else {"units": self.units}),
             "max_length": self.stated_length,
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
@@ -137,7 +153,9 @@ class Teacher:
     @property
     def dim(self):
         """Width Dp of the embeddings; loads no weights."""
-        return self.config.hidden_size
+        # ALBERT and ELECTRA have tables narrower than their layers
+        table = getattr(self.config, "embedding_size", None) if self.layers == [TABLE] else None
+        return table or self.config.hidden_size
 
     @functools.cached_property
     def tokenizer(self):
@@ -250,13 +268,59 @@ class Teacher:
             ) from error
 
     def tokens(self, text):
-        """Text's tokens as strings, special ones dropped, as `encode` embeds them; loads no weights."""
+        """Text's tokens (or words) as strings, special ones dropped, as `encode` embeds them; loads no weights."""
         ((ids, kept),) = self._code([text])
-        return self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
+        tokens = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
+        if self.units == "token":
+            return tokens
+        words = self._readable(text).split()
+        return [words[i] for i in self.word_indices([text])[0]]
+
+    def word_indices(self, texts):
+        """Which word each token of a text belongs to, counted from 0; loads no weights.
+
+        Args:
+            texts: list of B strings.
+        Returns:
+            list of B lists, an int for each token (or word) that the teacher embeds.
+        Raises:
+            TeacherError: the tokenizer does not say where its tokens stand in the text.
+        """
+        words = self._token_words(texts)
+        return words if self.units == "token" else [sorted(set(row)) for row in words]
+
+    def _token_words(self, texts):
+        if not self.tokenizer.is_fast:
+            raise TeacherError(
+                f"Teacher {self.name!r}: its tokenizer ({type(self.tokenizer).__name__}) does not say which letters a "
+                "token stands for, so its words cannot be told; take a teacher with a fast tokenizer, or set "
+                "model.comat.teacher.units=token and model.comat.align.within_words=false."
+            )
+        rows = self._code(texts, return_offsets_mapping=True)
+        return [words_of(self._readable(text), [spans[i] for i in kept]) for text, (_, kept, spans) in zip(texts, rows)]
 
     def reads_at_once(self, text):
         """Whether `encode` needs to load no weights that training does without: always."""
         return True
+
+    def table(self, device):
+        """The table of word embeddings, a row for each token id: [V, De] float32 on a device, without gradient.
+
+        Args:
+            device: torch.device.
+        Raises:
+            TeacherError: the model has no such table, or one narrower than the embeddings that it is to stand beside.
+        """
+        if self._table is None or self._table.device != device:
+            with self._as_teacher_error(self.model, "its table of word embeddings"):
+                table = self.model.get_input_embeddings().weight
+            if table.shape[1] != self.dim:
+                raise TeacherError(
+                    f"Teacher {self.name!r}: its table of word embeddings has width {table.shape[1]}, its layers "
+                    f"{self.dim}; set model.comat.teacher.layers={TABLE}, or another model.comat.transfer.loss."
+                )
+            self._table = table.detach().to(device, torch.float32)
+        return self._table
 
     def encode(self, texts, device="cpu"):
         """Embeds a batch of texts; equal texts are embedded once, and texts seen lately not again.
@@ -310,14 +374,24 @@ class Teacher:
             packed = hidden.flatten(0, 1).index_select(0, upload(torch.tensor(places), device))
         # clones, so that a row which is dropped later gives its memory back
         vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
-        return [Embedded(v, ids[i][kept[i]], too_long[i], v.nbytes + len(texts[i])) for i, v in enumerate(vectors)]
+        token_ids = [row[places] for row, places in zip(ids, kept)]
+        if self.units == "word":
+            words = [index if row else [] for index, row in zip(self._token_words(texts), kept)]
+            vectors, token_ids = zip(*map(average_words, vectors, token_ids, words)) if texts else ((), ())
+        return [
+            Embedded(v, number, long, v.nbytes + len(text))
+            for v, number, long, text in zip(vectors, token_ids, too_long, texts)
+        ]
 
-    def _code(self, texts):
-        """(ids, places of those that are no special tokens) of each text: two lists of int."""
+    def _readable(self, text):
+        return text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ")
+
+    def _code(self, texts, **more):
+        """(ids, places of those that are no special tokens, and what more is asked for) of each text: lists."""
         if not texts:
             return []
-        texts = [text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ") for text in texts]
-        options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False)
+        texts = [self._readable(text) for text in texts]
+        options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False, **more)
         try:
             coded = self.tokenizer(texts, **options)
         except Exception as error:  # tokenizers raises plain ones
@@ -327,7 +401,7 @@ class Teacher:
             ) from error
         masks = coded["special_tokens_mask"]
         kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
-        return list(zip(coded["input_ids"], kept))
+        return list(zip(coded["input_ids"], kept, *([coded["offset_mapping"]] if more else [])))
 
     def _token_ids(self, texts):
         coded = self._code(texts)
@@ -359,8 +433,14 @@ class Teacher:
         """The chosen layers' hidden states, each [B, n, Dp]; checks that there is one for each token of ids [B, n]."""
         attention = torch.ones_like(ids) if attention is None else attention
         with self._as_teacher_error(model, f"{len(ids)} texts of up to {ids.shape[1]} tokens"):
+            if self.layers == [TABLE]:
+                # the table's rows alone: some models scale them or add positions where they look them up
+                return self._checked([model.get_input_embeddings().weight[ids]], ids)
             states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
             chosen = [states[layer] for layer in self.layers]
+        return self._checked(chosen, ids)
+
+    def _checked(self, chosen, ids):
         wanted = (*ids.shape, self.dim)
         for layer, state in zip(self.layers, chosen):
             if state.shape != wanted:

@@ -12,20 +12,23 @@ class Pending:
         teacher: has `encode`.
         texts: list of B strings.
         device: torch.device; on a CPU the answer is there at once.
+        add: function of the TeacherOutput that returns it with more in it, called on the present stream.
     Attributes:
         texts: as given.
     """
 
-    def __init__(self, teacher, texts, device):
+    def __init__(self, teacher, texts, device, add=None):
         self.texts = texts
         self._device, self._stream = device, _side_stream(device)
         if self._stream is None:
             self._output = teacher.encode(texts, device)
-            return
-        # what this stream reads may have been made on the present one
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            self._output = teacher.encode(texts, device)
+        else:
+            # what this stream reads may have been made on the present one
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(self._stream):
+                self._output = teacher.encode(texts, device)
+        if add is not None:
+            self._output = add(self._output)
 
     def result(self):
         """TeacherOutput, for use on the current stream, which waits for it; the host does not."""

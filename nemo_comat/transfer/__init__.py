@@ -1,5 +1,7 @@
 """Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
 
+from nemo_comat.transfer.classify import classify_tokens
+from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
     REDUCTIONS,
@@ -9,15 +11,29 @@ from nemo_comat.transfer.losses import (
     token_average,
     transfer_loss,
 )
+from nemo_comat.transfer.normalize import (
+    NORMALIZE,
+    TeacherNormalization,
+    VectorStatistics,
+    normalize_vectors,
+    vector_statistics,
+)
 from nemo_comat.transfer.projection import Projection
 
 __all__ = [
     "LOSSES",
+    "NORMALIZE",
     "REDUCTIONS",
+    "Feedback",
     "Projection",
+    "TeacherNormalization",
     "TransferLoss",
+    "VectorStatistics",
+    "classify_tokens",
     "cosine_score",
+    "normalize_vectors",
     "reduce_rows",
     "token_average",
     "transfer_loss",
+    "vector_statistics",
 ]

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-LOSSES = ("cosine", "mse", "contrastive")
+from nemo_comat.transfer.classify import classify_tokens
+
+LOSSES = ("cosine", "mse", "contrastive", "classify")
 REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
 
 
@@ -40,25 +42,38 @@ def token_average(segments, path, n_tokens):
     return (total / count.clamp(min=1)[..., None])[:, :n_tokens]
 
 
-def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, token_id=None):
+def transfer_loss(
+    student,
+    teacher,
+    mask,
+    *,
+    loss="cosine",
+    temperature=0.1,
+    negatives=None,
+    token_id=None,
+    table=None,
+    seed=0,
+):
     """Distance of aligned student vectors from the teacher's embeddings, summed over each row's tokens.
 
     cosine: 1 - cos(student, teacher). mse: mean over features of the squared difference. contrastive: -log of the
     softmax, over all tokens of the batch, of cos(student, .) / temperature at the own token; the same token elsewhere
-    in the batch is never a negative.
+    in the batch is never a negative. classify: `classify_tokens`, of which token of the vocabulary it is.
 
     Args:
         student: [B, N, D]; gets gradients.
         teacher: [B, N, D]; gets none.
         mask: [B, N] bool, True = a token that counts.
-        loss: "cosine", "mse" or "contrastive".
-        temperature: above 0; contrastive only.
-        token_id: [B, N] the tokens' ids, contrastive only; without it every other token is a negative.
+        loss: "cosine", "mse", "contrastive" or "classify".
+        temperature: above 0; contrastive and classify.
+        negatives, seed: as in `classify_tokens`; classify only.
+        token_id: [B, N] the tokens' ids; contrastive, where without it every other token is a negative, and classify.
+        table: [V, D] the vocabulary's embeddings; classify only.
     Returns:
         [B] float32; 0 for a row without tokens.
     Raises:
-        ValueError: an unknown loss, shapes that disagree, a mask that is not bool, or a temperature that is not above
-            0.
+        ValueError: an unknown loss, shapes that disagree, a mask that is not bool, a temperature that is not above 0,
+            or classify without token_id and table.
     Source: ours; contrastive after HKD, arXiv 2301.13003.
     """
     if loss not in LOSSES:
@@ -77,12 +92,18 @@ def transfer_loss(student, teacher, mask, *, loss="cosine", temperature=0.1, tok
     elif loss == "mse":
         per_token = (student - teacher).square().mean(-1)
     else:
-        _check_contrastive(mask, temperature, token_id)
-        per_token = _contrastive(student, teacher, mask, temperature, token_id)
+        _check_tokens(mask, temperature, token_id)
+        if loss == "contrastive":
+            per_token = _contrastive(student, teacher, mask, temperature, token_id)
+        else:
+            if token_id is None or table is None:
+                raise ValueError("loss='classify' needs token_id [B, N] and the teacher's table [V, D]; give both")
+            options = dict(temperature=temperature, negatives=negatives, seed=seed)
+            per_token = classify_tokens(student, token_id, mask, table, **options)
     return torch.where(mask, per_token, 0).sum(1)
 
 
-def _check_contrastive(mask, temperature, token_id):
+def _check_tokens(mask, temperature, token_id):
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if token_id is not None and token_id.shape != mask.shape:
@@ -125,16 +146,16 @@ class TransferLoss(nn.Module):
     """`transfer_loss` with its options kept; no parameters.
 
     Args:
-        loss, temperature: as in `transfer_loss`.
+        loss, temperature, negatives: as in `transfer_loss`.
     """
 
-    def __init__(self, loss="cosine", temperature=0.1):
+    def __init__(self, loss="cosine", temperature=0.1, negatives=None):
         super().__init__()
-        self.options = dict(loss=loss, temperature=temperature)
+        self.options = dict(loss=loss, temperature=temperature, negatives=negatives)
 
-    def forward(self, student, teacher, mask, token_id=None):
+    def forward(self, student, teacher, mask, token_id=None, table=None, seed=0):
         """Same shapes and returns as `transfer_loss`."""
-        return transfer_loss(student, teacher, mask, token_id=token_id, **self.options)
+        return transfer_loss(student, teacher, mask, token_id=token_id, table=table, seed=seed, **self.options)
 
     def extra_repr(self):
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -1,6 +1,7 @@
 """What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
 
 from nemo_comat.compress import BLANKS, LABELS, POOLS
+from nemo_comat.teacher import TABLE
 
 COMPRESS = {
     "ctc": "a segment for each run of frames with one label of {labels}, blanks {blanks}, {pool} of its frames",
@@ -17,6 +18,17 @@ TRANSFER = {
     "cosine": "1 - cosine with each token's embedding",
     "mse": "mean squared difference from each token's embedding",
     "contrastive": "contrastive loss with each token's embedding, temperature {temperature:g}",
+    "classify": "cross entropy of each token among {among}, temperature {temperature:g}",
+}
+INFERENCE = {
+    False: "unchanged, plain CTC: teacher, alignment and projection take no part",
+    True: "CTC; the projected frames are fed back into the encoder, teacher and alignment take no part",
+    "ctc": "CTC; intermediate posteriors are fed back into the encoder, teacher and alignment take no part",
+}
+NORMALIZE = {
+    "none": "",
+    "center": ", less the mean vector",
+    "standardize": ", less the mean vector, over the deviation",
 }
 # of each option of compress, in words
 OPTIONS = {
@@ -36,7 +48,9 @@ def describe(model):
     """
     block = model.cfg.get("comat")
     if block is None or not block.weight:
-        return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains plain CTC."
+        fed = block is not None and block.get("feedback")
+        what = "CTC whose intermediate posteriors are fed back" if fed else "plain CTC"
+        return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains {what}."
     steps = describe_steps(block)
     return "\n".join(
         [
@@ -46,7 +60,7 @@ def describe(model):
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
             f"  loss       {_loss(block)}",
-            "  inference  unchanged, plain CTC: teacher, alignment and projection take no part",
+            f"  inference  {INFERENCE[block.feedback]}",
         ]
     )
 
@@ -64,14 +78,25 @@ def describe_steps(block):
     name = str(block.teacher.name).rstrip("/")
     name = name.split("/")[-1] if name.startswith(("/", "~", ".")) else name
     return {
-        "teacher": f"{name}, {_layers(block.teacher.layers)}",
+        "teacher": f"{name}, {_layers(block.teacher.layers)}{_units(block.teacher.units)}"
+        + NORMALIZE[block.teacher.normalize],
         "compress": COMPRESS[block.compress.method].format(**{**block.compress, **words}),
-        "align": ALIGN[block.align.method].format(**block.align),
-        "transfer": TRANSFER[block.transfer.loss].format(**block.transfer),
+        "align": ALIGN[block.align.method].format(**block.align) + ", within words" * block.align.within_words,
+        "transfer": TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
     }
 
 
+def _units(units):
+    return {"token": "", "word": ", a vector for each word"}[units]
+
+
+def _among(negatives):
+    return "the teacher's vocabulary" if negatives is None else f"the batch's and {negatives} other tokens"
+
+
 def _layers(layers):
+    if layers == TABLE:
+        return "table of word embeddings"
     if not isinstance(layers, int):
         return f"mean of layers {', '.join(str(layer) for layer in layers)}"
     return {-1: "last layer", 0: "word embeddings"}.get(layers, f"layer {layers}")
@@ -84,7 +109,8 @@ def _frames(model):
 
 def _projection(model):
     block = model.cfg.comat
-    layer = "last frames" if block.encoder_layer is None else f"layer {block.encoder_layer}"
+    layers = block.encoder_layer
+    layer = "last frames" if layers is None else f"layer{'s' * (not isinstance(layers, int))} {layers}"
     first = model.comat.projection.layers[0]
     depth = "a linear layer" if block.projection.depth == 1 else f"{block.projection.depth} layers with GELU"
     return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"

@@ -1,0 +1,73 @@
+"""Feedback into a model's encoder, in training and at inference: such a model is no plain CTC any more."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nemo_comat.config import ConfigError, encoder_layers
+from nemo_comat.transfer import Feedback
+
+
+class FeedbackMixin:
+    """The part of `ComatMixin` that feeds frames back; the key is `comat.feedback`.
+
+    What goes back is added where the next layer reads its input: what a layer gives to the transfer loss and to
+    InterCTC is from before it.
+    """
+
+    def _add_feedback(self):
+        """Builds what `comat.feedback` asks for, and hooks it into the encoder."""
+        # by this name NeMo without this package says what a file needs: such weights are in no plain CTC model
+        self.nemo_comat_feedback = None
+        block = self._cfg.get("comat")
+        if block is None or not block.get("feedback"):
+            return
+        layers = self._feedback_layers(block)
+        if block.feedback == "ctc":
+            dims = [self._ctc_decoder().num_classes_with_blank] * len(layers)
+        else:
+            dims = [block.projection.dim] * len(layers)
+        with torch.random.fork_rng(devices=[]):
+            self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._cfg.encoder.d_model) for dim in dims)
+        for number, layer in enumerate(layers):
+            self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number), with_kwargs=True)
+
+    def _fit_feedback_to_vocabulary(self):
+        """Begins the feedback of posteriors anew where there are others than before."""
+        size = self._ctc_decoder().num_classes_with_blank
+        if self.nemo_comat_feedback is None or self._cfg.comat.feedback != "ctc":
+            return
+        for fed in self.nemo_comat_feedback:
+            if fed.back.in_features != size:
+                fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
+
+    def _feedback_layers(self, block):
+        layers, depth = encoder_layers(block)[0], len(getattr(self.encoder, "layers", ()))
+        if None in layers or not depth:
+            raise ConfigError(
+                f"model.comat.feedback={block.feedback} needs model.comat.encoder_layer, a layer before the last of "
+                f"{type(self.encoder).__name__}'s {depth}; got {block.encoder_layer}."
+            )
+        places = [layer % depth for layer in layers]
+        if depth - 1 in places:
+            raise ConfigError(
+                f"model.comat.feedback={block.feedback} goes into the layer after each of model.comat.encoder_layer "
+                f"{layers}, but {depth - 1} is the last one; give layers of 0 to {depth - 2}."
+            )
+        return places
+
+    def _feed(self, number):
+        def hook(module, args, kwargs):
+            # Conformers of NeMo name their layers' input
+            frames = kwargs["x"] if "x" in kwargs else args[0]
+            fed = self.nemo_comat_feedback[number](frames, self._view(frames, number))
+            return (args, {**kwargs, "x": fed}) if "x" in kwargs else ((fed, *args[1:]), kwargs)
+
+        return hook
+
+    def _view(self, frames, number):
+        """[B, T, D] frames of a layer in the teacher's space, or as the CTC decoder sees them: [B, T, dim]."""
+        if self._cfg.comat.feedback == "ctc":
+            # not called as a module: what watches the decoder is to see its own call
+            return self._ctc_decoder().forward(encoder_output=frames.transpose(1, 2)).exp()
+        return F.normalize(self.comat.layer_projections()[number](frames), dim=-1)

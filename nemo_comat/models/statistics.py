@@ -1,0 +1,87 @@
+"""Statistics of the teacher's vectors over a model's training texts, taken before training starts."""
+
+from lightning.pytorch.utilities.seed import isolate_rng
+from nemo.utils import logging
+
+from nemo_comat.config import ConfigError
+from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reader_of, reference_text
+from nemo_comat.transfer import vector_statistics
+
+# texts that are embedded in one batch
+TOGETHER = 64
+
+
+def keep_statistics(model):
+    """Takes the statistics that `comat.teacher.normalize` needs; all ranks get those of the first.
+
+    Args:
+        model: with `ComatMixin`, whose training data are set up and whose `comat.normalize` has none yet.
+    Raises:
+        ConfigError: the teacher has no vector of any training text.
+    """
+    most, found = model.cfg.comat.teacher.normalize_texts, None
+    if model.global_rank == 0:
+        logging.info(f"Taking the mean of the teacher's vectors over at most {most} training texts.")
+        try:
+            # data order, dropout and augmentation stay those of a run without this
+            with isolate_rng():
+                found = vector_statistics(_vectors(model, most))
+        except ValueError as error:
+            raise ConfigError(
+                f"model.comat.teacher.normalize={model.comat.normalize.method}, but {error}: the teacher reads none of "
+                "the training texts; look at model.train_ds and model.comat.teacher.max_length."
+            ) from None
+        logging.info(f"The mean is of {found.count} vectors.")
+    model.comat.normalize.keep(model.trainer.strategy.broadcast(found))
+
+
+def _vectors(model, most):
+    """Vectors [n, Dp] of training texts: the cache's where there is one, else of texts that are embedded now."""
+    teacher = model._teacher
+    if hasattr(teacher, "cache"):
+        yield from teacher.cache.sample(most)
+        return
+    batch = []
+    for text in training_texts(model, most):
+        batch.append(text)
+        if len(batch) == TOGETHER:
+            yield from (row.vectors for row in teacher.embed(batch, model.device))
+            batch = []
+    yield from (row.vectors for row in teacher.embed(batch, model.device))
+
+
+def training_texts(model, most):
+    """Training texts as the teacher gets them, at most so many, the same at each call.
+
+    Args:
+        model: with `ComatMixin`, whose training data are set up. most: int.
+    Yields:
+        str: of a plain manifest texts spread evenly over it, else those of the first batches.
+    """
+    reader = reader_of(model._train_dl)
+    collection = getattr(getattr(reader, "manifest_processor", None), "collection", None)
+    # tarred data may have a manifest for each shard, which is read as its shard is
+    if collection is not None and not hasattr(reader, "shard_manifests"):
+        step = max(1, -(-len(collection) // most))
+        for item in (collection[i] for i in range(0, len(collection), step)):
+            yield manifest_text([item.text_raw]) if model._reads_manifest else _as_read(model, item)
+        return
+    yield from _texts_of_batches(model, most)
+
+
+def _as_read(model, item):
+    return reference_text(model._text_tokenizer(), [int(i) for i in item.text_tokens])
+
+
+def _texts_of_batches(model, most):
+    # a loader of its own: the one that trains begins with its first batch
+    loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
+    if model._reads_manifest:
+        name_samples(loader)
+    count = 0
+    for batch in loader:
+        texts = manifest_texts(loader, batch[4]) if model._reads_manifest else model.transcript_texts(*batch[2:4])
+        yield from texts[: most - count]
+        count += len(texts)
+        if count >= most:
+            return

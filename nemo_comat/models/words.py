@@ -1,0 +1,61 @@
+"""Words of a batch's texts, as the recogniser's and the teacher's tokens spell them."""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from nemo_comat.models.reference import reference_text
+
+# texts whose words are kept; small corpora train for many epochs
+REMEMBERED = 100_000
+
+
+def target_words(tokenizer, ids: list[int]) -> list[int]:
+    """The word of each of a transcript's tokens, counted from 0 as the text of the tokens up to it has words.
+
+    Args:
+        tokenizer: NeMo's, of any kind. ids: list of its token ids.
+    """
+    # asked of the tokenizer: how pieces mark the beginning of a word differs from kind to kind
+    counts = [len(reference_text(tokenizer, ids[: i + 1]).split()) for i in range(len(ids))]
+    return [max(count - 1, 0) for count in counts]
+
+
+class WordFinder:
+    """Which word each token of a batch belongs to; remembers texts.
+
+    Args:
+        teacher: `Teacher` or `CachedTeacher`.
+    """
+
+    def __init__(self, teacher):
+        self.teacher, self._targets, self._texts = teacher, {}, {}
+
+    def find(self, tokenizer, texts, transcript, transcript_len, n_tokens, device):
+        """Words of one batch.
+
+        Args:
+            tokenizer: the recogniser's. texts: list of B strings that the teacher reads.
+            transcript, transcript_len: [B, U] and [B] the recogniser's tokens.
+            n_tokens: N of the teacher's output. device: torch.device.
+        Returns:
+            [B, U] and [B, N] int64 on the device.
+        """
+        rows = [tuple(ids[:n]) for ids, n in zip(transcript.long().tolist(), transcript_len.tolist())]
+        targets = _remembered(self._targets, rows, lambda new: [target_words(tokenizer, list(row)) for row in new])
+        tokens = _remembered(self._texts, texts, self.teacher.word_indices)
+        sizes = (transcript.shape[1], n_tokens)
+        return tuple(_padded(words, size).to(device) for words, size in zip((targets, tokens), sizes))
+
+
+def _remembered(memory, keys, find):
+    new = [key for key in dict.fromkeys(keys) if key not in memory]
+    if len(memory) + len(new) > REMEMBERED:
+        memory.clear()
+        new = list(dict.fromkeys(keys))
+    memory.update(zip(new, find(new) if new else []))
+    return [memory[key] for key in keys]
+
+
+def _padded(rows, size):
+    rows = pad_sequence([torch.tensor(row[:size], dtype=torch.int64) for row in rows], batch_first=True)
+    return torch.nn.functional.pad(rows, (0, size - rows.shape[1]))

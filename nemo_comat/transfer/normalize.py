@@ -1,0 +1,103 @@
+"""Normalisation of the teacher's vectors: their common mean, and their spread, are taken out of them."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+NORMALIZE = ("none", "center", "standardize")
+
+
+class VectorStatistics(NamedTuple):
+    """Of many vectors: mean [D] and standard deviation [D], float32, and their count, an int."""
+
+    mean: Tensor
+    deviation: Tensor
+    count: int
+
+
+def vector_statistics(rows: Iterable[Tensor]) -> VectorStatistics:
+    """Mean and standard deviation of each feature over all vectors, summed in float64.
+
+    Args:
+        rows: iterable of [n, D]; those that are not finite count as absent.
+    Returns:
+        VectorStatistics, on the CPU; the deviation is the population's, 0 for a single vector.
+    Raises:
+        ValueError: there is no finite vector.
+    Source: Chan, Golub and LeVeque 1983, for the sum of squares in parts.
+
+    >>> vector_statistics([torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 5.0]])])
+    VectorStatistics(mean=tensor([2., 5.]), deviation=tensor([1., 0.]), count=2)
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for row in rows:
+        row = row.detach().to("cpu", torch.float64)
+        row = row[row.isfinite().all(1)]
+        if not len(row):
+            continue
+        new = row.mean(0)
+        total = count + len(row)
+        squares = squares + (row - new).square().sum(0) + (new - mean).square() * (count * len(row) / total)
+        mean = mean + (new - mean) * (len(row) / total)
+        count = total
+    if not count:
+        raise ValueError("there is no vector to take a mean of")
+    return VectorStatistics(mean.float(), (squares / count).sqrt().float(), count)
+
+
+def normalize_vectors(vectors: Tensor, mean: Tensor, deviation: Tensor | None = None) -> Tensor:
+    """(vectors - mean) / deviation; a feature that never changed, whose deviation is 0, is only shifted.
+
+    Args:
+        vectors: [..., D]. mean, deviation: [D]; without a deviation the vectors are only shifted.
+    Returns:
+        [..., D].
+
+    >>> normalize_vectors(torch.tensor([[3.0, 5.0]]), torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.0]))
+    tensor([[2., 0.]])
+    """
+    shifted = vectors - mean
+    return shifted if deviation is None else shifted / torch.where(deviation > 0, deviation, 1)
+
+
+class TeacherNormalization(nn.Module):
+    """`normalize_vectors` with statistics that are taken once, before training, and kept with the model.
+
+    Until then vectors stay as they are.
+
+    Args:
+        dim: width of the vectors.
+        normalize: "center" or "standardize".
+    """
+
+    def __init__(self, dim: int, normalize: str = "center"):
+        super().__init__()
+        if normalize not in NORMALIZE[1:]:
+            raise ValueError(f"normalize must be one of {', '.join(NORMALIZE[1:])}; got {normalize!r}")
+        self.method = normalize
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def keep(self, statistics: VectorStatistics) -> None:
+        """Takes statistics over for good.
+
+        Raises:
+            ValueError: they are of vectors of another width.
+        """
+        if statistics.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"the statistics are of vectors of width {len(statistics.mean)}, the model's teacher has "
+                f"{len(self.mean)}; take them anew"
+            )
+        for name, value in statistics._asdict().items():
+            getattr(self, name).copy_(torch.as_tensor(value))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[..., D] to [..., D] float32."""
+        return normalize_vectors(vectors.float(), self.mean, self.deviation if self.method == "standardize" else None)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.mean)}, normalize={self.method!r}"

@@ -1,0 +1,69 @@
+"""Classification over the teacher's vocabulary: by hand, its candidates, and where gradients go."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nemo_comat import transfer_loss
+from nemo_comat.transfer import classify_tokens
+from nemo_comat.transfer.classify import candidate_ids
+
+
+def given(tokens=4, words=50, width=8):
+    torch.manual_seed(0)
+    student = torch.randn(2, tokens, width, requires_grad=True)
+    return (
+        student,
+        torch.randint(0, words, (2, tokens)),
+        torch.ones(2, tokens, dtype=torch.bool),
+        torch.randn(words, width),
+    )
+
+
+def test_the_whole_vocabulary_is_cross_entropy_of_cosines():
+    student, ids, mask, table = given()
+    cosines = torch.stack([F.cosine_similarity(student[..., None, :], row, dim=-1)[..., 0] for row in table], -1)
+    wanted = F.cross_entropy(cosines.flatten(0, 1) / 0.3, ids.flatten(), reduction="none").view(2, 4)
+    torch.testing.assert_close(classify_tokens(student, ids, mask, table, temperature=0.3), wanted)
+
+
+def test_all_words_drawn_are_the_whole_vocabulary():
+    student, ids, mask, table = given(words=6)
+    # so many draws that each of the six ids comes
+    drawn = classify_tokens(student, ids, mask, table, negatives=500)
+    torch.testing.assert_close(drawn, classify_tokens(student, ids, mask, table))
+
+
+def test_without_draws_the_batch_is_the_vocabulary():
+    student, table = torch.tensor([[[1.0, 0], [0, 1], [1, 1]]]), torch.eye(2)
+    ids, mask = torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]])
+    loss = classify_tokens(student, ids, mask, table, temperature=1.0, negatives=0)
+    # one other word each, however often a word stands in the batch
+    assert loss[0, :2].tolist() == pytest.approx([(1 + torch.tensor(-1.0).exp()).log().item()] * 2)
+
+
+def test_candidates_are_the_words_of_the_batch_and_what_is_drawn():
+    ids, mask = torch.tensor([[7, 7, 3], [1, 9, 9]]), torch.tensor([[True, True, True], [True, False, False]])
+    found, again = candidate_ids(ids, mask, 10, 0, 0)
+    assert found[~again].tolist() == [1, 3, 7] and found.shape == (6,)
+    one, two, other = (candidate_ids(ids, mask, 1000, 40, seed)[0] for seed in (5, 5, 6))
+    assert one.equal(two) and not one.equal(other)
+
+
+@pytest.mark.parametrize("negatives", [None, 10])
+def test_gradients_reach_the_student_alone(negatives):
+    student, ids, mask, table = given()
+    table.requires_grad_()
+    mask[1, 2:] = False
+    options = dict(loss="classify", token_id=ids, table=table, negatives=negatives)
+    state = torch.get_rng_state()
+    transfer_loss(student, torch.zeros_like(student), mask, **options).sum().backward()
+    assert (student.grad.abs().sum(-1) > 0).equal(mask) and table.grad is None
+    # what is drawn is drawn aside
+    assert torch.get_rng_state().equal(state)
+
+
+def test_classify_needs_ids_and_a_table():
+    student, ids, mask, _ = given()
+    with pytest.raises(ValueError, match="needs token_id .* and the teacher's table"):
+        transfer_loss(student, torch.zeros_like(student), mask, loss="classify", token_id=ids)

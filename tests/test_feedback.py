@@ -1,0 +1,113 @@
+"""Feedback into the encoder: what it adds where, that it is kept in files, and who can open them."""
+
+import pytest
+import torch
+from nemo.collections.asr.models import EncDecCTCModelBPE
+from test_mixin import Recorder, train, with_comat
+
+from nemo_comat import ComatCTCModelBPE, ConfigError
+from nemo_comat.models.captured import captured
+from nemo_comat.models.export import ExportError, plain_model
+from nemo_comat.views.description import describe
+
+KINDS = [True, "ctc"]
+
+
+def with_feedback(cfg, feedback, **more):
+    cfg.comat.update(encoder_layer=0, feedback=feedback, **more)
+    return cfg
+
+
+def hear(model):
+    torch.manual_seed(3)
+    model.eval()
+    with torch.no_grad():
+        return model(input_signal=torch.randn(2, 16000), input_signal_length=torch.tensor([16000, 12000]))
+
+
+@pytest.mark.parametrize("feedback", KINDS)
+def test_it_begins_as_nothing_and_learns_from_the_ctc_loss(small_cfg, feedback):
+    small_cfg.comat.encoder_layer = 0
+    _, plain = train(ComatCTCModelBPE, small_cfg, steps=1)
+    model, fed = train(ComatCTCModelBPE, with_feedback(small_cfg, feedback), steps=1)
+    assert fed[0]["train_ctc_loss"] == plain[0]["train_ctc_loss"]
+    grads = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
+    assert grads["nemo_comat_feedback.0.back.weight"].any()
+    assert model.nemo_comat_feedback[0].back.weight.any()
+
+
+@pytest.mark.parametrize("feedback", KINDS)
+def test_the_next_layer_reads_the_frames_with_their_view(small_cfg, feedback):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, feedback))
+    back = model.nemo_comat_feedback[0].back
+    torch.nn.init.normal_(back.weight)
+    read = {}
+
+    def look(module, args, kwargs):
+        read["x"] = kwargs["x"]
+
+    model.encoder.layers[1].register_forward_pre_hook(look, with_kwargs=True)
+    with captured(layer=model.encoder.layers[0]) as seen:
+        hear(model)
+    frames = seen["layer"]
+    if feedback == "ctc":
+        weights = model.decoder.decoder_layers[0]
+        view = (frames @ weights.weight[..., 0].T + weights.bias).softmax(-1)
+    else:
+        view = torch.nn.functional.normalize(model.comat.projection(frames), dim=-1)
+    torch.testing.assert_close(read["x"], frames + view @ back.weight.T + back.bias, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("feedback", KINDS)
+def test_files_keep_it_and_are_no_plain_models(small_cfg, feedback, tmp_path):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, feedback))
+    torch.nn.init.normal_(model.nemo_comat_feedback[0].back.weight)
+    file = str(tmp_path / "m.nemo")
+    model.save_to(file)
+    again = ComatCTCModelBPE.restore_from(file, map_location="cpu")
+    assert again.cfg.comat.feedback == feedback
+    assert hear(again)[0].equal(hear(model)[0])
+    with pytest.raises(ExportError, match="trained with comat.feedback=.*, so it holds no plain CTC model"):
+        plain_model(file)
+
+
+def test_it_starts_from_a_plain_model(small_cfg):
+    with_feedback(small_cfg, True)
+    plain = EncDecCTCModelBPE(cfg=with_comat(small_cfg, None))
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    model.load_state_dict(plain.state_dict())
+    assert hear(model)[0].equal(hear(plain)[0])
+
+
+def test_self_conditioned_ctc_needs_no_teacher(small_cfg):
+    small_cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [0]}
+    model, logged = train(ComatCTCModelBPE, with_feedback(small_cfg, "ctc", weight=0), steps=2)
+    assert model.comat is None and model.nemo_comat_feedback[0].back.weight.any()
+    assert "train_transfer_loss" not in logged[0] and "posteriors are fed back" in describe(model)
+
+
+def test_a_new_vocabulary_gets_a_new_feedback_of_posteriors(small_cfg):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
+    before = model.nemo_comat_feedback[0].back.in_features
+    model._ctc_decoder()._num_classes += 3
+    model._fit_feedback_to_vocabulary()
+    assert model.nemo_comat_feedback[0].back.in_features == before + 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"encoder_layer": None},
+            "feedback=True needs .*encoder_layer, a layer before the last .*; got None",
+        ),
+        ({"encoder_layer": [0, 1]}, r"goes into the layer after each of .* \[0, 1\], but 1 is the last one; .* 0 to 0"),
+        ({"encoder_layer": -1}, "but 1 is the last one"),
+        ({"weight": 0}, "feedback=true feeds back what the transfer loss teaches, but model.comat.weight is 0"),
+        ({"feedback": "lm"}, "feedback must be one of false, true, ctc; got 'lm'"),
+    ],
+)
+def test_what_cannot_be_fed_back_is_refused(small_cfg, change, message):
+    with_feedback(small_cfg, True).comat.update(change)
+    with pytest.raises(ConfigError, match=message):
+        ComatCTCModelBPE(cfg=small_cfg)

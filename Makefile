@@ -1,5 +1,6 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
-# make test: environment, install, lint, tests
+# make test: environment, install, lint, contracts, tests by WORKERS processes
+# make check: for the inner loop: lint, contracts, the tests that import no NeMo and wait for no emulated kernels
 # make lock: constraints-lock.txt anew, after a change of setup.py or constraints.txt
 # make docs: the documentation, into site/
 # make tutorial: runs examples/tutorial.ipynb from end to end
@@ -11,11 +12,14 @@ VENV ?= .venv
 OLDEST := .venv-oldest
 CONSTRAINTS ?= constraints-lock.txt
 INSTALLER ?= auto
+WORKERS ?= 2
 BIN := $(VENV)/bin
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
+# a process for each core: several threads in each would only wait for one another
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest docs tutorial fuzz install lock clean
+.PHONY: demo test check test-oldest docs tutorial fuzz install lock clean
 
 demo: $(DEMO)/trained
 	@echo "==> Transcribing the held-out sentences and writing the report: about a minute."
@@ -23,9 +27,16 @@ demo: $(DEMO)/trained
 		--html demo_output/report.html
 
 test: $(VENV)/installed
+	@echo "==> Lint, contracts and all tests: 4 minutes on two quiet cores, more on a busy machine."
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(PYTEST) --without-nemo -m 'not emulated'
 
 test-oldest:
 	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt

@@ -97,6 +97,7 @@ setup(
             "nvidia-cuda-nvrtc",
             "onnxruntime",
             "pytest",
+            "pytest-xdist",
             "ruff",
         ],
     },

@@ -34,8 +34,9 @@ from nemo_comat.output import check_outputs, exit_in_one_sentence, written_besid
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # what NeMo and we log, by chart and line
 CURVES = {
-    "losses in training": {"CTC": "train_ctc_loss", "transfer": "train_transfer_loss"},
-    "word error rate on held-out speech, %": {"dev": "val_wer"},
+    "CTC loss in training": {"CTC": "train_ctc_loss"},
+    "transfer loss in training": {"transfer": "train_transfer_loss"},
+    "word error rate, held-out, %": {"dev": "val_wer"},
 }
 
 
@@ -135,12 +136,13 @@ def build_page(model_path, rows, error_rate, picture, scalars):
         some(rows),
         ["Words that were not recognised are crossed out; words that stand in their place are underlined."],
     )
-    note = "Below: segments of the speech. At the side: the tokens that the language model reads. The line is the path."
+    note = "Below: segments of the speech. At the side: the tokens that the language model reads. Framed: the path."
     page.picture(
-        f"Alignment of the first sentence: {rows[0][0]}",
+        "Alignment of the first sentence",
         file_uri(picture),
         "Similarity of each segment with each token, and the path of the alignment through it",
         [note],
+        wide=True,
     )
     drawn = chart(curves_of(scalars), xlabel="steps")
     if drawn is not None:

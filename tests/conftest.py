@@ -1,10 +1,14 @@
 """Fixtures shared by the tests: no network, one small model's config, and a few utterances of the demo corpus."""
 
+import contextlib
 import copy
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +24,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples" / "demo_corpus"
+LONGEST_EMULATION = 3600
 CASES = os.environ.get("EMULATED_CASES", "2")  # random cases for each instance of a kernel
 
 
@@ -52,19 +57,52 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "emulated" in item.keywords)
 
 
+class Emulation:
+    """The program of tests/emulated.py, which checks the CUDA kernels while other tests run.
+
+    Args:
+        folder: where it leaves its log, its report and, at last, its exit status.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def start(self):
+        """Starts it; returns the process of a shell, which leads a group of its own."""
+        self.folder.mkdir()
+        instances = self.folder / "instances.json"
+        instances.write_text(json.dumps({x.NAME: x.instances() for x in (emulated_mas, emulated_viterbi)}))
+        command = [sys.executable, str(ROOT / "tests" / "emulated.py"), str(instances), str(self.folder), CASES]
+        script = f"{shlex.join(command)} > log 2>&1; echo $? > status.part; mv status.part status"
+        return subprocess.Popen(["sh", "-c", script], cwd=self.folder, start_new_session=True)
+
+    def report(self):
+        """What it found, when it is done; fails with its log where it failed."""
+        end = time.monotonic() + LONGEST_EMULATION
+        while not (self.folder / "status").exists():
+            assert time.monotonic() < end, f"{self.folder} has no status after {LONGEST_EMULATION} seconds"
+            time.sleep(0.1)
+        assert (self.folder / "status").read_text().strip() == "0", (self.folder / "log").read_text()
+        return json.loads((self.folder / "report.json").read_text())
+
+
 @pytest.fixture(scope="session", autouse=True)
-def emulation_in_background(request, tmp_path_factory):
-    """tests/emulated.py, started before the first test if one of them waits for it: (process, folder)."""
+def emulation(request, tmp_path_factory):
+    """An Emulation, started before the first test if one of them waits for it; one for all workers of pytest-xdist."""
     if not emulated.available() or not any("emulated" in item.keywords for item in request.session.items):
         yield None
         return
-    folder = tmp_path_factory.mktemp("emulation")
-    instances = folder / "instances.json"
-    instances.write_text(json.dumps({x.NAME: x.instances() for x in (emulated_mas, emulated_viterbi)}))
-    command = [sys.executable, str(ROOT / "tests" / "emulated.py"), str(instances), str(folder), CASES]
-    with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
-        yield process, folder
-        process.kill()
+    base, worker = tmp_path_factory.getbasetemp(), os.environ.get("PYTEST_XDIST_WORKER")
+    found = Emulation((base.parent if worker else base) / "emulation")
+    process = found.start() if worker in (None, "gw0") else None
+    yield found
+    if process is not None:
+        # another worker may wait for it still
+        if worker and not (request.session.shouldstop or request.session.shouldfail):
+            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -547,7 +547,7 @@ def test_the_report_as_a_page_has_the_curves_of_a_run_that_went_on(small_cfg, tm
     script = load_script("demo_report")
     scalars = script.read_scalars(tmp_path / "run")
     assert scalars["train_ctc_loss"] == [(1, 3.0), (2, 1.0), (3, 1.0)]
-    assert script.curves_of(scalars)["word error rate on held-out speech, %"]["dev"] == [(1, 75), (2, 25), (3, 25)]
+    assert script.curves_of(scalars)["word error rate, held-out, %"]["dev"] == [(1, 75), (2, 25), (3, 25)]
     lines = script.report(model, CORPUS / "heldout.json", html=tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:audio/ogg") == 5 and page.count("data:image/png") == page.count("data:image/svg+xml") == 1

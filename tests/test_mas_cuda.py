@@ -1,7 +1,6 @@
 """The CUDA aligner: its choices, launches on an emulated device, its source through NVRTC; and tests for a GPU."""
 
 import itertools
-import json
 
 import emulated
 import emulated_mas
@@ -133,20 +132,16 @@ def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, dev
 
 @pytest.mark.emulated
 @pytest.mark.skipif(not emulated.available(), reason=COMPILER)
-def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation_in_background):
-    process, folder = emulation_in_background
-    assert process.wait() == 0, (folder / "log").read_text()
-    report = json.loads((folder / "report.json").read_text())["mas"]
+def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation):
+    report = emulation.report()["mas"]
     assert report["instances"] == len(emulated_mas.all_instances()) and report["cases"] >= report["instances"]
 
 
 @pytest.mark.emulated
 @pytest.mark.skipif(not emulated.available(), reason=COMPILER)
 @pytest.mark.parametrize("bug", emulated_mas.PLANTED)
-def test_planted_bugs_are_found(emulation_in_background, bug):
-    process, folder = emulation_in_background
-    assert process.wait() == 0, (folder / "log").read_text()
-    assert json.loads((folder / "report.json").read_text())["mas"]["planted"][bug], f"nothing found: {bug}"
+def test_planted_bugs_are_found(emulation, bug):
+    assert emulation.report()["mas"]["planted"][bug], f"nothing found: {bug}"
 
 
 def test_the_recursion_of_the_emulation_agrees_with_the_cpu_backend():

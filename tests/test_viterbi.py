@@ -1,6 +1,5 @@
 """CTC Viterbi: every backend against enumeration and a recursion; the CUDA kernel emulated, compiled, and on a GPU."""
 
-import json
 from itertools import product
 
 import emulated
@@ -283,20 +282,16 @@ def test_launches_on_an_emulated_device_equal_the_cpu(tmp_path, device):
 
 @pytest.mark.emulated
 @COMPILER
-def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation_in_background):
-    process, folder = emulation_in_background
-    assert process.wait() == 0, (folder / "log").read_text()
-    report = json.loads((folder / "report.json").read_text())["viterbi"]
+def test_every_instance_agrees_with_the_recursion_under_address_sanitizer(emulation):
+    report = emulation.report()["viterbi"]
     assert report["instances"] == 3 and report["cases"] >= 3 * emulated_viterbi.CASES
 
 
 @pytest.mark.emulated
 @COMPILER
 @pytest.mark.parametrize("bug", emulated_viterbi.PLANTED)
-def test_planted_bugs_are_found(emulation_in_background, bug):
-    process, folder = emulation_in_background
-    assert process.wait() == 0, (folder / "log").read_text()
-    assert json.loads((folder / "report.json").read_text())["viterbi"]["planted"][bug], f"nothing found: {bug}"
+def test_planted_bugs_are_found(emulation, bug):
+    assert emulation.report()["viterbi"]["planted"][bug], f"nothing found: {bug}"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
     def _ask(self, texts, transcript, transcript_len, device):
         """The teacher's answer to a batch's texts, with what this model's loss needs beside it."""
 
-        def add(output):
+        def with_what_the_loss_needs(output):
+            """The TeacherOutput with words and table where they are asked for."""
             if self.comat.within_words:
                 given = (self._text_tokenizer(), texts, transcript, transcript_len)
                 output = output._replace(words=self._words.find(*given, output.embeddings.shape[1], device))
@@ -197,7 +198,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
                 output = output._replace(table=self._teacher.table(device))
             return output
 
-        return Pending(self._teacher, texts, device, add)
+        return Pending(self._teacher, texts, device, add=with_what_the_loss_needs)
 
     def _comat_output(self, seen, transcript, transcript_len, teacher):
         encoded, encoded_len = seen["encoder"][:2]

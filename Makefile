@@ -1,6 +1,6 @@
 # make demo: environment, install, train on the embedded corpus, show what was learnt
-# make test: environment, install, lint, contracts, tests by WORKERS processes
-# make check: for the inner loop: lint, contracts, the tests that import no NeMo and wait for no emulated kernels
+# make test: environment, install, lint, contracts, types, tests by WORKERS processes
+# make check: for the inner loop: lint, contracts, types, tests that import no NeMo and wait for no emulated kernels
 # make lock: constraints-lock.txt anew, after a change of setup.py or constraints.txt
 # make docs: the documentation, into site/
 # make tutorial: runs examples/tutorial.ipynb from end to end
@@ -14,6 +14,7 @@ CONSTRAINTS ?= constraints-lock.txt
 INSTALLER ?= auto
 WORKERS ?= 2
 BIN := $(VENV)/bin
+TYPES ?= $(BIN)/mypy
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 # a process for each core: several threads in each would only wait for one another
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
@@ -30,16 +31,18 @@ test: $(VENV)/installed
 	@echo "==> Lint, contracts and all tests: 4 minutes on two quiet cores, more on a busy machine."
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(TYPES)
 	$(PYTEST)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(TYPES)
 	$(PYTEST) --without-nemo -m 'not emulated'
 
 test-oldest:
-	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt TYPES=: # other versions have other types
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

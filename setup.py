@@ -66,7 +66,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["nemo_comat*"]),
-    package_data={"": ["*.pyi"], "nemo_comat.kernels": ["*.cu"]},
+    package_data={"": ["*.pyi", "py.typed"], "nemo_comat.kernels": ["*.cu"]},
     cmdclass={"build_py": BuildWithScripts},
     entry_points={
         "console_scripts": ["comat-train = nemo_comat.command:train", "comat-tokenizer = nemo_comat.command:tokenizer"]
@@ -93,6 +93,7 @@ setup(
             "import-linter",
             "ipykernel",
             "matplotlib",
+            "mypy",
             "nbclient",
             "nvidia-cuda-nvrtc",
             "onnxruntime",

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 
 
-def find_script(name, package=PACKAGE):
+def find_script(name: str, package: Path = PACKAGE) -> Path:
     """Where a script of examples/ is.
 
     Args:
@@ -33,18 +33,18 @@ def find_script(name, package=PACKAGE):
     return found
 
 
-def run_script(name):
+def run_script(name: str) -> None:
     """Runs a script of examples/ as Python would, with the command line's arguments."""
     script = str(find_script(name))
     sys.argv[0] = script
     runpy.run_path(script, run_name="__main__")
 
 
-def train():
+def train() -> None:
     """comat-train: examples/speech_to_text_comat.py."""
     run_script("speech_to_text_comat")
 
 
-def tokenizer():
+def tokenizer() -> None:
     """comat-tokenizer: examples/build_tokenizer.py."""
     run_script("build_tokenizer")

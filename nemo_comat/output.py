@@ -4,8 +4,11 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PathLike = str | os.PathLike[str]
 
 ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give another place, or yourself leave to use this one"),
@@ -17,7 +20,7 @@ class OutputError(ValueError):
     """A file must not or cannot be written; the message says which, why, and what to do."""
 
 
-def check_outputs(files, *, inputs=(), overwrite=False):
+def check_outputs(files: Iterable[PathLike], *, inputs: Iterable[PathLike] = (), overwrite: bool = False) -> None:
     """Looks before the work at the files that it will write.
 
     Args:
@@ -43,7 +46,7 @@ def check_outputs(files, *, inputs=(), overwrite=False):
 
 
 @contextmanager
-def written_beside(file):
+def written_beside(file: PathLike) -> Iterator[Path]:
     """Path to write a file to; it takes its place when the block ends well, and leaves no trace otherwise.
 
     The path has the file's own name, in a folder that lies beside it for the time being. Other files that are written
@@ -69,7 +72,7 @@ def written_beside(file):
             os.replace(path, file.parent / path.name)
 
 
-def one_sentence(error):
+def one_sentence(error: BaseException) -> str:
     """An error as one line: an OSError of the system names the file and what helps, others say what they say."""
     if isinstance(error, OSError) and error.errno:
         place = f"{error.filename2 or error.filename}: " if error.filename else ""
@@ -78,23 +81,24 @@ def one_sentence(error):
 
 
 @contextmanager
-def exit_in_one_sentence(*errors):
+def exit_in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
     """Ends a script with status 1 and `one_sentence`, where an OutputError, an OSError or one of errors is raised.
 
     Args:
         errors: further classes of exceptions.
     """
+    expected: tuple[type[Exception], ...] = (OutputError, OSError, *errors)
     try:
         yield
-    except (OutputError, OSError, *errors) as error:
+    except expected as error:
         sys.exit(one_sentence(error))
 
 
-def _place(file):
+def _place(file: PathLike) -> Path:
     """Where a path leads, links of folders and ".." followed; the last part may be a link, which is replaced itself."""
     file = Path(os.path.abspath(file) if Path(file).name in ("", "..") else file)
     return file.parent.resolve() / file.name
 
 
-def _same(file, read):
+def _same(file: Path, read: Path) -> bool:
     return file.resolve() == read.resolve() or (file.exists() and read.exists() and file.samefile(read))

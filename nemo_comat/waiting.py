@@ -4,12 +4,13 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGER = logging.getLogger("nemo_comat")
 
 
-def announce(sentence):
+def announce(sentence: str) -> None:
     """Says what takes a while now, and about how long; where several processes work, the first of a machine says it.
 
     It is a warning of the logger "nemo_comat": with no logging set up, Python prints warnings alone, to stderr.
@@ -21,7 +22,7 @@ def announce(sentence):
         LOGGER.warning(sentence)
 
 
-def announce_nemo():
+def announce_nemo() -> None:
     """For scripts, before they import NeMo; silent where it is there already.
 
     What its telemetry says, that nothing is collected, is kept out.
@@ -32,7 +33,7 @@ def announce_nemo():
 
 
 @contextmanager
-def kept_out():
+def kept_out() -> Iterator[None]:
     """Keeps stderr out while the block runs, also what compiled code writes; shows it where the block fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:

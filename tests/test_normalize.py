@@ -17,12 +17,12 @@ def test_statistics_in_parts_are_those_of_the_whole():
     found = vector_statistics(whole.split([1, 0, 20, 29]))
     torch.testing.assert_close(found.mean, whole.double().mean(0).float())
     torch.testing.assert_close(found.deviation, whole.double().std(0, unbiased=False).float(), atol=1e-7, rtol=1e-6)
-    assert found.count == 50 and found.deviation[3] == 0
+    assert found.number == 50 and found.deviation[3] == 0
 
 
 def test_a_single_vector_and_vectors_that_are_not_finite():
     found = vector_statistics([torch.tensor([[2.0, float("nan")], [2.0, 4.0]])])
-    assert found.mean.tolist() == [2.0, 4.0] and found.deviation.tolist() == [0.0, 0.0] and found.count == 1
+    assert found.mean.tolist() == [2.0, 4.0] and found.deviation.tolist() == [0.0, 0.0] and found.number == 1
     # a deviation of zero shifts and divides nothing
     assert normalize_vectors(torch.tensor([[5.0, 4.0]]), *found[:2]).tolist() == [[3.0, 0.0]]
     with pytest.raises(ValueError, match="no vector"):
@@ -35,7 +35,7 @@ def test_by_hand(method, wanted):
     assert norm(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
     norm.keep(VectorStatistics(torch.tensor([1.0, 3.0]), torch.tensor([4.0, 0.0]), 7))
     assert norm(torch.tensor([[3.0, 0.0]])).tolist() == wanted
-    assert set(norm.state_dict()) == {"mean", "deviation", "count"} and norm.count == 7
+    assert set(norm.state_dict()) == {"mean", "deviation", "number"} and norm.number == 7
     assert not list(norm.parameters())
 
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import get_class
-from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
+from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from omegaconf import OmegaConf
 
 import nemo_comat
-from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector
+from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatSaveRestoreConnector
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
 NEMO, CKPT, YAML = (DATA / f"comat-0.1.0.{ending}" for ending in ("nemo", "ckpt", "yaml"))
-SAID = json.loads((DATA / "comat-0.1.0.json").read_text())
+HYBRID = DATA / "comat-0.1.0-hybrid.nemo"
+SAID, HYBRID_SAID = (json.loads((DATA / f"comat-0.1.0{kind}.json").read_text()) for kind in ("", "-hybrid"))
 OLD_TARGET = "nemo_comat.model.ComatCTCModelBPE"
 
 
@@ -40,11 +41,22 @@ def says_the_same(model):
     return log_probs[0, :, 0].tolist() == pytest.approx(SAID["log_probs"], abs=1e-4)
 
 
-def aligns_the_same(model):
-    alignment = model.align_text(str(ROOT / "examples" / "demo_corpus" / SAID["audio"]), SAID["text"])
+def aligns_the_same(model, said=SAID):
+    alignment = model.align_text(str(ROOT / "examples" / "demo_corpus" / said["audio"]), said["text"])
     score = alignment.score.mean(1).tolist()
-    same_path = alignment.path.tolist() == SAID["path"] and alignment.labels == SAID["labels"]
-    return same_path and score == pytest.approx(SAID["score"], abs=1e-4)
+    same_path = alignment.path.tolist() == said["path"] and alignment.labels == said["labels"]
+    return same_path and score == pytest.approx(said["score"], abs=1e-4)
+
+
+@torch.no_grad()
+def both_decoders_say_the_same(model):
+    tone = torch.sin(torch.arange(8000) / 5.0)[None]
+    encoded, _ = model.eval().forward(input_signal=tone, input_signal_length=torch.tensor([8000]))
+    log_probs = model.ctc_decoder(encoder_output=encoded)[0, :, 0].tolist()
+    predicted, *_ = model.decoder(targets=torch.tensor([[3, 5]]), target_length=torch.tensor([2]))
+    joint = model.joint(encoder_outputs=encoded, decoder_outputs=predicted)[0, 0, :, 0].tolist()
+    same_ctc = log_probs == pytest.approx(HYBRID_SAID["log_probs"], abs=1e-4)
+    return same_ctc and joint == pytest.approx(HYBRID_SAID["joint"], abs=1e-4)
 
 
 def test_the_files_are_of_then():
@@ -66,6 +78,14 @@ def test_a_nemo_file_gives_the_same_model(cls):
 def test_nemo_alone_opens_it_too():
     model = ASRModel.restore_from(str(NEMO), map_location="cpu")
     assert type(model) is EncDecCTCModelBPE and says_the_same(model)
+
+
+def test_a_hybrid_models_file_gives_the_same_model():
+    model = ComatHybridRNNTCTCModelBPE.restore_from(str(HYBRID), map_location="cpu")
+    assert type(model) is ComatHybridRNNTCTCModelBPE
+    assert both_decoders_say_the_same(model) and aligns_the_same(model, HYBRID_SAID)
+    plain = ASRModel.restore_from(str(HYBRID), map_location="cpu")
+    assert type(plain) is EncDecHybridRNNTCTCBPEModel and both_decoders_say_the_same(plain)
 
 
 def test_saved_again_it_names_the_class_by_a_path_that_stays(tmp_path):

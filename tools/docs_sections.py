@@ -4,7 +4,7 @@ import re
 
 import griffe
 
-SECTION = re.compile(r"(?<=\S)\n(?=(?:Args|Returns|Yields|Raises|Source|Example):)")
+SECTION = re.compile(r"(?<=\S)\n(?=(?:Args|Returns|Yields|Raises|Source|Examples):)")
 
 
 class Sections(griffe.Extension):

@@ -6,15 +6,17 @@ serial, without the GIL) and `torch` (vectorised over batch and tokens, on any d
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, mas_cuda
+from nemo_comat.kernels.backends import Backend
 
 NEG_INF = float("-inf")
 
 
-def monotonic_align(score, seg_len, text_len, *, backend="auto"):
+def monotonic_align(score: Tensor, seg_len: Tensor, text_len: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Best monotonic path: Q[s,n] = score[s,n] + max(Q[s-1,n], Q[s-1,n-1]), from (0,0) to (seg_len-1, text_len-1).
 
     Every segment gets one token, the tokens ascend without a gap, and every token gets at least one segment.
@@ -33,16 +35,20 @@ def monotonic_align(score, seg_len, text_len, *, backend="auto"):
         RuntimeError: backend "cuda" for a tensor that is not on a CUDA device, without CuPy, or its kernel does not
             compile or launch.
     Source: Glow-TTS, arXiv 2005.11129; the treatment of NaN, -inf and infeasible rows is ours.
+    Examples:
+        >>> score = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+        >>> monotonic_align(score, torch.tensor([3]), torch.tensor([2])).tolist()
+        [[0, 0, 1]]
     """
     _check(score, seg_len, text_len, backend)
     batch, segs, tokens = score.shape
     if score.numel() == 0:
         return torch.full((batch, segs), -1, dtype=torch.int32, device=score.device)
-    backend = backends.choose(backend, score.device, function="monotonic_align", tensor="score")
-    return COMPUTE[backend](score.detach(), seg_len, text_len)
+    chosen = backends.choose(backend, score.device, function="monotonic_align", tensor="score")
+    return COMPUTE[chosen](score.detach(), seg_len, text_len)
 
 
-def _check(score, seg_len, text_len, backend):
+def _check(score: Tensor, seg_len: Tensor, text_len: Tensor, backend: str) -> None:
     backends.check(backend)
     if score.dim() != 3 or not score.is_floating_point():
         raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
@@ -50,7 +56,7 @@ def _check(score, seg_len, text_len, backend):
     backends.check_lengths("text_len", text_len, score.shape[0], score.shape[2])
 
 
-def _align_torch(score, seg_len, text_len):
+def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     batch, segs, tokens = score.shape
     score = score.float()
     seg_len, text_len = (x.to(score.device, torch.int64) for x in (seg_len, text_len))
@@ -76,18 +82,23 @@ def _align_torch(score, seg_len, text_len):
     return path
 
 
-def _nan_to_neg_inf(x):
+def _nan_to_neg_inf(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), NEG_INF, x)
 
 
-def _align_cpu(score, seg_len, text_len):
+def _align_cpu(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     lengths = [backends.on_cpu(x, torch.int64) for x in (seg_len, text_len)]
     path = np.full(score.shape[:2], -1, dtype=np.int32)
     backends.jit(_align_batch)(backends.on_cpu(score, torch.float32), *lengths, path)
     return torch.from_numpy(path).to(score.device)
 
 
-def _align_batch(score, seg_len, text_len, path):
+def _align_batch(
+    score: npt.NDArray[np.float32],
+    seg_len: npt.NDArray[np.int64],
+    text_len: npt.NDArray[np.int64],
+    path: npt.NDArray[np.int32],
+) -> None:
     batch, most_segs, most_tokens = score.shape
     value = np.empty((2, most_tokens + 1), dtype=np.float32)
     moved = np.empty((most_segs, most_tokens), dtype=np.bool_)
@@ -123,7 +134,7 @@ def _align_batch(score, seg_len, text_len, path):
 COMPUTE = {"cuda": mas_cuda.align, "cpu": _align_cpu, "torch": _align_torch}
 
 
-def segment_log_softmax(score, seg_len, *, temperature=0.1):
+def segment_log_softmax(score: Tensor, seg_len: Tensor, *, temperature: float = 0.1) -> Tensor:
     """How well each segment fits a token beside the utterance's other segments: log softmax over s of score[s,n] / T.
 
     A path adds a token's score once for each of its segments, so a token that is similar to everything, as frequent
@@ -136,6 +147,10 @@ def segment_log_softmax(score, seg_len, *, temperature=0.1):
     Returns:
         [B, S, N] float32; -inf on segments beyond seg_len.
     Source: ours.
+    Examples:
+        >>> share = segment_log_softmax(torch.tensor([[[0.3], [0.1], [9.0]]]), torch.tensor([2]), temperature=0.1).exp()
+        >>> [round(x, 3) for x in share.flatten().tolist()]  # e^3, e^1 and no valid segment
+        [0.881, 0.119, 0.0]
     """
     inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
     score = score.float() / temperature
@@ -149,13 +164,17 @@ class MonotonicAligner(nn.Module):
     Args:
         backend: as in `monotonic_align`.
         temperature: of `segment_log_softmax`, which is aligned; None aligns the score itself.
+    Examples:
+        >>> path, plan = MonotonicAligner()(torch.eye(2)[None, [0, 0, 1]], torch.tensor([3]), torch.tensor([2]))
+        >>> path.tolist(), plan
+        ([[0, 0, 1]], None)
     """
 
-    def __init__(self, backend="auto", temperature=0.1):
+    def __init__(self, backend: Backend = "auto", temperature: float | None = 0.1) -> None:
         super().__init__()
         self.backend, self.temperature = backend, temperature
 
-    def forward(self, score, seg_len, text_len):
+    def forward(self, score: Tensor, seg_len: Tensor, text_len: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which token each segment belongs to.
 
         Args:
@@ -169,5 +188,5 @@ class MonotonicAligner(nn.Module):
             score = segment_log_softmax(score, seg_len, temperature=self.temperature)
         return monotonic_align(score, seg_len, text_len, backend=self.backend), None
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"backend={self.backend!r}, temperature={self.temperature!r}"

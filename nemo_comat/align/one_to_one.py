@@ -1,10 +1,10 @@
 """One to one: as many segments as tokens need no search."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def one_to_one_align(score, seg_len, text_len):
+def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     """Segment n belongs to token n.
 
     Args:
@@ -16,6 +16,9 @@ def one_to_one_align(score, seg_len, text_len):
     Raises:
         ValueError: score is not 3-D.
     Source: KT-RL, arXiv 2203.03582; the treatment of impossible rows is ours.
+    Examples:
+        >>> one_to_one_align(torch.zeros(2, 3, 3), torch.tensor([2, 3]), torch.tensor([2, 1])).tolist()
+        [[0, 1, -1], [-1, -1, -1]]
     """
     if score.dim() != 3:
         raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
@@ -29,11 +32,16 @@ def one_to_one_align(score, seg_len, text_len):
 
 
 class OneToOneAligner(nn.Module):
-    """`one_to_one_align`; no parameters."""
+    """`one_to_one_align`; no parameters.
 
-    def __init__(self):
+    Examples:
+        >>> OneToOneAligner()(torch.zeros(1, 2, 2), torch.tensor([2]), torch.tensor([2]))
+        (tensor([[0, 1]], dtype=torch.int32), None)
+    """
+
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, score, seg_len, text_len):
+    def forward(self, score: Tensor, seg_len: Tensor, text_len: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `MonotonicAligner.forward`."""
         return one_to_one_align(score, seg_len, text_len), None

@@ -3,12 +3,14 @@
 Source: arXiv 2309.13650; the iteration is Sinkhorn's, Cuturi, arXiv 1306.0895.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
-def sinkhorn(cost, seg_len, text_len, *, epsilon=0.05, iterations=50):
+def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float = 0.05, iterations: int = 50) -> Tensor:
     """Plan P that minimises sum(P * cost) - epsilon * entropy(P), by Sinkhorn's iteration on logarithms.
 
     Both marginals are uniform: each valid segment gives 1 / seg_len, each valid token receives 1 / text_len. The
@@ -25,6 +27,9 @@ def sinkhorn(cost, seg_len, text_len, *, epsilon=0.05, iterations=50):
     Raises:
         ValueError: cost is not 3-D, or epsilon or iterations is out of range.
     Source: arXiv 1306.0895.
+    Examples:
+        >>> sinkhorn(torch.zeros(1, 2, 3), torch.tensor([2]), torch.tensor([2])).tolist()
+        [[[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]]]
     """
     if cost.dim() != 3:
         raise ValueError(f"cost must be [B, S, N], got {tuple(cost.shape)}")
@@ -50,7 +55,7 @@ def sinkhorn(cost, seg_len, text_len, *, epsilon=0.05, iterations=50):
     return torch.where(inside & usable[..., None], plan, 0)
 
 
-def plan_average(segments, plan):
+def plan_average(segments: Tensor, plan: Tensor) -> Tensor:
     """Mean of the segments, weighted for each token by its column of a plan.
 
     Args:
@@ -59,6 +64,9 @@ def plan_average(segments, plan):
     Returns:
         [B, N, D], 0 for a token without weight.
     Source: arXiv 2309.13650.
+    Examples:
+        >>> plan_average(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[[0.3], [0.1]]])).item()
+        2.0
     """
     total = plan.detach().sum(1, keepdim=True)
     return (plan.detach() / torch.where(total > 0, total, 1)).transpose(1, 2) @ segments
@@ -69,18 +77,21 @@ class SinkhornAligner(nn.Module):
 
     Args:
         epsilon, iterations: as in `sinkhorn`.
+    Examples:
+        >>> SinkhornAligner()(torch.eye(2)[None], torch.tensor([2]), torch.tensor([2]))[0].tolist()
+        [[0, 1]]
     """
 
-    def __init__(self, epsilon=0.05, iterations=50):
+    def __init__(self, epsilon: float = 0.05, iterations: int = 50) -> None:
         super().__init__()
-        self.options = dict(epsilon=epsilon, iterations=iterations)
+        self.options: dict[str, Any] = dict(epsilon=epsilon, iterations=iterations)
 
-    def forward(self, score, seg_len, text_len):
+    def forward(self, score: Tensor, seg_len: Tensor, text_len: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `MonotonicAligner.forward`; the plan is soft, and the path its largest token for each segment."""
         plan = sinkhorn(1 - score, seg_len, text_len, **self.options)
         inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
         planned = plan.sum((1, 2)) > 0
         return torch.where(inside & planned[:, None], plan.argmax(2), -1).int(), plan
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

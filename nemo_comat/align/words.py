@@ -13,9 +13,9 @@ def segment_words(seg_label: Tensor, target_word: Tensor, blank: int) -> Tensor:
         blank: id of the blank.
     Returns:
         [B, S] int64; on padding a word that means nothing.
-
-    >>> segment_words(torch.tensor([[9, 4, 9, 5]]), torch.tensor([[0, 1]]), 9)
-    tensor([[0, 0, 0, 1]])
+    Examples:
+        >>> segment_words(torch.tensor([[9, 4, 9, 5]]), torch.tensor([[0, 1]]), 9)
+        tensor([[0, 0, 0, 1]])
     """
     place = ((seg_label != blank).cumsum(1) - 1).clamp(0, target_word.shape[1] - 1)
     return target_word.gather(1, place)
@@ -36,11 +36,11 @@ def within_words(
     Returns:
         [B, S, N], -inf where a pair is forbidden; and [B] bool, True = a row whose words are kept.
     Source: ours.
-
-    >>> one, two = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])
-    >>> within_words(one, two, two, torch.tensor([2]), torch.tensor([2]))
-    (tensor([[[0., -inf],
-             [-inf, 0.]]]), tensor([True]))
+    Examples:
+        >>> one, two = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])
+        >>> within_words(one, two, two, torch.tensor([2]), torch.tensor([2]))
+        (tensor([[[0., -inf],
+                 [-inf, 0.]]]), tensor([True]))
     """
     words = max(score.shape[1:])
     segments, tokens = (_per_word(word, n, words) for word, n in ((seg_word, seg_len), (token_word, text_len)))
@@ -49,7 +49,7 @@ def within_words(
     return score.masked_fill(forbidden, float("-inf")), kept
 
 
-def _per_word(word, length, words):
+def _per_word(word: Tensor, length: Tensor, words: int) -> Tensor:
     """How many of a row's entries each word has, and in a last column those of words beyond: [B, words + 1]."""
     inside = torch.arange(word.shape[1], device=word.device) < length[:, None]
     count = torch.zeros(len(word), words + 1, dtype=torch.int64, device=word.device)

@@ -7,13 +7,13 @@ impossible rows, are ours.
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
 
 
-def sinusoids(length, dim, device=None):
+def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Position encodings: sin and cos of position / 10000^(2i / dim), interleaved.
 
     Args:
@@ -23,6 +23,9 @@ def sinusoids(length, dim, device=None):
     Returns:
         [length, D] float32.
     Source: arXiv 1706.03762.
+    Examples:
+        >>> sinusoids(2, 4)[0].tolist(), round(sinusoids(2, 4)[1, 0].item(), 4)  # sin(1)
+        ([0.0, 1.0, 0.0, 1.0], 0.8415)
     """
     rate = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000) / dim))
     angle = torch.arange(length, device=device)[:, None] * rate
@@ -37,16 +40,29 @@ class AttentionCompressor(nn.Module):
         heads: attention heads; must divide feat_in.
     Raises:
         ValueError: heads does not divide feat_in.
+    Examples:
+        >>> hidden, frame_len, text_len = torch.randn(1, 20, 8), torch.tensor([20]), torch.tensor([3])
+        >>> AttentionCompressor(feat_in=8, heads=2)(hidden, frame_len, None, None, None, text_len, 5).segments.shape
+        torch.Size([1, 5, 8])
     """
 
-    def __init__(self, feat_in, heads=4):
+    def __init__(self, feat_in: int, heads: int = 4) -> None:
         super().__init__()
         if heads < 1 or feat_in % heads:
             raise ValueError(f"compress.heads must divide the encoder's width {feat_in}; got {heads}")
         self.query = nn.Linear(feat_in, feat_in)
         self.attention = nn.MultiheadAttention(feat_in, heads, batch_first=True)
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+    def forward(
+        self,
+        hidden: Tensor,
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        text_len: Tensor,
+        n_tokens: int,
+    ) -> Compressed:
         """One segment per token, from the frames and the number of tokens alone.
 
         Args:
@@ -71,7 +87,7 @@ class AttentionCompressor(nn.Module):
             loss=segments.new_zeros(len(hidden)),
         )
 
-    def attend(self, hidden, inside, n_tokens):
+    def attend(self, hidden: Tensor, inside: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
         """Queries over frames.
 
         Args:

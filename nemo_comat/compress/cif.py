@@ -5,14 +5,14 @@ arXiv 2203.03582. The dense form, the scaling on logarithms and the treatment of
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
 
 
-def cif_weights(log_weight, frame_len, text_len, n_tokens):
+def cif_weights(log_weight: Tensor, frame_len: Tensor, text_len: Tensor, n_tokens: int) -> Tensor:
     """Part of each frame's weight that goes to each segment, after the weights are scaled to sum to the tokens.
 
     With weights w scaled so that sum(w) = text_len, and C_t = w_1 + ... + w_t, segment n takes from frame t the overlap
@@ -29,6 +29,10 @@ def cif_weights(log_weight, frame_len, text_len, n_tokens):
     Raises:
         ValueError: log_weight is not 2-D.
     Source: arXiv 1905.11235, with the scaling strategy that it trains with.
+    Examples:
+        >>> equal = torch.zeros(1, 4)  # four frames of equal weight for two tokens
+        >>> cif_weights(equal, torch.tensor([4]), torch.tensor([2]), 2).tolist()
+        [[[0.5, 0.0], [0.5, 0.0], [0.0, 0.5], [0.0, 0.5]]]
     """
     if log_weight.dim() != 2:
         raise ValueError(f"log_weight must be [B, T], got {tuple(log_weight.shape)}")
@@ -44,7 +48,7 @@ def cif_weights(log_weight, frame_len, text_len, n_tokens):
     return overlap.clamp(min=0)
 
 
-def quantity_loss(log_weight, frame_len, text_len):
+def quantity_loss(log_weight: Tensor, frame_len: Tensor, text_len: Tensor) -> Tensor:
     """|sum of the weights before scaling - number of tokens|.
 
     Args:
@@ -53,12 +57,15 @@ def quantity_loss(log_weight, frame_len, text_len):
     Returns:
         [B] float32, in tokens.
     Source: arXiv 1905.11235.
+    Examples:
+        >>> quantity_loss(torch.tensor([[0.5, 0.5, 0.25]]).log(), torch.tensor([3]), torch.tensor([3])).tolist()
+        [1.75]
     """
     weight = torch.where(_inside(log_weight, frame_len), log_weight.float().exp(), 0)
     return (weight.sum(1) - text_len.to(weight.device)).abs()
 
 
-def _inside(log_weight, frame_len):
+def _inside(log_weight: Tensor, frame_len: Tensor) -> Tensor:
     return torch.arange(log_weight.shape[1], device=log_weight.device) < frame_len.to(log_weight.device)[:, None]
 
 
@@ -70,15 +77,28 @@ class CIFCompressor(nn.Module):
     Args:
         feat_in: width of the encoder's frames.
         quantity_weight: of the quantity loss, relative to the transfer loss; 0 leaves it out.
+    Examples:
+        >>> hidden, frame_len, text_len = torch.randn(1, 20, 8), torch.tensor([20]), torch.tensor([3])
+        >>> CIFCompressor(feat_in=8)(hidden, frame_len, None, None, None, text_len, 5).segments.shape
+        torch.Size([1, 5, 8])
     """
 
-    def __init__(self, feat_in, quantity_weight=1.0):
+    def __init__(self, feat_in: int, quantity_weight: float = 1.0) -> None:
         super().__init__()
         self.quantity_weight = quantity_weight
         self.conv = nn.Conv1d(feat_in, feat_in, kernel_size=3, padding=1)
         self.linear = nn.Linear(feat_in, 1)
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+    def forward(
+        self,
+        hidden: Tensor,
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        text_len: Tensor,
+        n_tokens: int,
+    ) -> Compressed:
         """One segment per token, from the frames and the number of tokens alone.
 
         Args:
@@ -103,11 +123,11 @@ class CIFCompressor(nn.Module):
             loss=self.quantity_weight * quantity_loss(log_weight, frame_len, text_len),
         )
 
-    def log_weight(self, hidden):
+    def log_weight(self, hidden: Tensor) -> Tensor:
         """Logarithm of each frame's weight before scaling: [B, T, D] to [B, T] float32."""
         hidden = hidden.to(self.conv.weight.dtype).transpose(1, 2)
         logit = self.linear(F.relu(self.conv(hidden)).transpose(1, 2))
         return F.logsigmoid(logit[..., 0].float())
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"quantity_weight={self.quantity_weight}"

@@ -5,20 +5,27 @@ and of its three poolings: Gaido et al., arXiv 2102.01578. Using it on the way t
 "compress"; forced labels and the handling of impossible rows are ours.
 """
 
+from typing import Any, Literal, get_args
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import NEG_INF, ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
 
-LABELS = ("greedy", "forced")
-BLANKS = ("drop", "keep")
-POOLS = ("avg", "weighted", "softmax")
+Labels = Literal["greedy", "forced"]
+LABELS: tuple[Labels, ...] = get_args(Labels)
+Blanks = Literal["drop", "keep"]
+BLANKS: tuple[Blanks, ...] = get_args(Blanks)
+Pool = Literal["avg", "weighted", "softmax"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
 LOWEST = torch.finfo(torch.float32).min / 4  # in the place of -inf, whose differences are NaN
 
 
-def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
+def run_segments(
+    labels: Tensor, is_blank: Tensor, frame_len: Tensor, *, blanks: Blanks = "drop"
+) -> tuple[Tensor, Tensor]:
     """Numbers the runs of equal labels.
 
     Args:
@@ -30,6 +37,11 @@ def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
         seg_of_frame [B, T] int64, -1 where there is no segment, and seg_len [B] int64.
     Raises:
         ValueError: blanks is unknown.
+    Examples:
+        >>> labels = torch.tensor([[7, 7, 0, 7, 5]])
+        >>> seg_of_frame, seg_len = run_segments(labels, labels == 0, torch.tensor([5]))
+        >>> seg_of_frame.tolist(), seg_len.tolist()
+        ([[0, 0, -1, 1, 2]], [3])
     """
     if blanks not in BLANKS:
         raise ValueError(f"blanks must be one of {', '.join(BLANKS)}; got {blanks!r}")
@@ -43,7 +55,7 @@ def run_segments(labels, is_blank, frame_len, *, blanks="drop"):
     return seg_of_frame, starts.sum(1)
 
 
-def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
+def pool_segments(hidden: Tensor, seg_of_frame: Tensor, log_weight: Tensor | None, n_segments: int) -> Tensor:
     """Weighted mean of each segment's frames.
 
     Args:
@@ -54,6 +66,9 @@ def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
         n_segments: S, a number known on the host.
     Returns:
         [B, S, D] in hidden's dtype, summed in float32 at least; 0 where a segment has no frames.
+    Examples:
+        >>> pool_segments(torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([[0, 0, -1]]), None, 2).tolist()
+        [[[2.0], [0.0]]]
     """
     bins, dtype = _bins(seg_of_frame, n_segments), hidden.dtype
     hidden = _at_least_float32(hidden)
@@ -65,17 +80,17 @@ def pool_segments(hidden, seg_of_frame, log_weight, n_segments):
     return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments].to(dtype)
 
 
-def _at_least_float32(x):
+def _at_least_float32(x: Tensor) -> Tensor:
     # in half precision 2048 frames and one more are 2048, and sums of a few overflow
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _bins(seg_of_frame, n_segments):
+def _bins(seg_of_frame: Tensor, n_segments: int) -> Tensor:
     # frames of no segment go to a bin of their own, the last one, which is cut off afterwards
     return torch.where(seg_of_frame < 0, n_segments, seg_of_frame)
 
 
-def _run_softmax(log_weight, bins, n_segments):
+def _run_softmax(log_weight: Tensor, bins: Tensor, n_segments: int) -> Tensor:
     # a common factor per segment cancels in the mean; taking out the largest keeps tiny posteriors from vanishing
     log_weight = _at_least_float32(log_weight).clamp(min=LOWEST)
     top = log_weight.new_full((bins.shape[0], n_segments + 1), NEG_INF)
@@ -84,8 +99,17 @@ def _run_softmax(log_weight, bins, n_segments):
 
 
 def ctc_compress(
-    hidden, frame_len, log_probs, *, blank, labels="greedy", targets=None, target_len=None, blanks="drop", pool="avg"
-):
+    hidden: Tensor,
+    frame_len: Tensor,
+    log_probs: Tensor,
+    *,
+    blank: int,
+    labels: Labels = "greedy",
+    targets: Tensor | None = None,
+    target_len: Tensor | None = None,
+    blanks: Blanks = "drop",
+    pool: Pool = "avg",
+) -> Compressed:
     """Turns frames into segments, one for each run of frames that carries one CTC label.
 
     Choosing the labels has no gradient; the pooling has one towards hidden and, with `weighted` and `softmax`, towards
@@ -107,6 +131,10 @@ def ctc_compress(
         ValueError: an unknown option, forced labels without a reference, shapes or dtypes that do not fit, or a blank
             or (checked on CPU) a length that is out of range.
     Source: arXiv 2102.01578 for greedy labels and the poolings; forced labels are ours.
+    Examples:
+        >>> hidden, log_probs = torch.tensor([[[1.0], [3.0], [8.0]]]), torch.eye(3)[None, [1, 1, 0]].log()
+        >>> ctc_compress(hidden, torch.tensor([3]), log_probs, blank=0).segments.flatten().tolist()
+        [2.0, 0.0, 0.0]
     """
     if labels not in LABELS or pool not in POOLS:
         raise ValueError(
@@ -135,7 +163,7 @@ def ctc_compress(
     return Compressed(segments, seg_len, seg_of_frame, seg_label, segments.new_zeros(len(hidden)))
 
 
-def _check(hidden, frame_len, log_probs, blank):
+def _check(hidden: Tensor, frame_len: Tensor, log_probs: Tensor, blank: int) -> None:
     shapes = hidden.dim() == log_probs.dim() == 3 and hidden.shape[:2] == log_probs.shape[:2]
     if not shapes or not (hidden.is_floating_point() and log_probs.is_floating_point()):
         raise ValueError(
@@ -147,7 +175,9 @@ def _check(hidden, frame_len, log_probs, blank):
     backends.check_lengths("frame_len", frame_len, *hidden.shape[:2])
 
 
-def _forced_labels(log_probs, frame_len, targets, target_len, blank):
+def _forced_labels(
+    log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int
+) -> tuple[Tensor, Tensor]:
     state = ctc_viterbi(log_probs, frame_len, targets, target_len, blank=blank)
     label = state_labels(targets.to(state.device, torch.int64), target_len.to(state.device, torch.int64), blank)
     return state, label.gather(1, state.clamp(min=0))
@@ -159,15 +189,27 @@ class CTCCompressor(nn.Module):
     Args:
         blank: id of the blank.
         labels, blanks, pool: as in `ctc_compress`.
+    Examples:
+        >>> CTCCompressor(blank=0)
+        CTCCompressor(blank=0, labels='forced', blanks='drop', pool='avg')
     """
 
-    def __init__(self, blank, labels="forced", blanks="drop", pool="avg"):
+    def __init__(self, blank: int, labels: Labels = "forced", blanks: Blanks = "drop", pool: Pool = "avg") -> None:
         super().__init__()
-        self.options = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
+        self.options: dict[str, Any] = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+    def forward(
+        self,
+        hidden: Tensor,
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        text_len: Tensor,
+        n_tokens: int,
+    ) -> Compressed:
         """Same shapes and returns as `ctc_compress`; text_len [B] and n_tokens, the teacher's tokens, are not read."""
         return ctc_compress(hidden, frame_len, log_probs, targets=targets, target_len=target_len, **self.options)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -1,12 +1,12 @@
 """Frames: which of them can be used, and each of them as a segment of its own."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.compress.segments import Compressed
 
 
-def usable_frames(hidden, frame_len):
+def usable_frames(hidden: Tensor, frame_len: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Zeroes padding, and whole rows that are not finite: times 0 they would still be NaN in a layer's gradient.
 
     Args:
@@ -15,6 +15,11 @@ def usable_frames(hidden, frame_len):
     Returns:
         hidden [B, T, D]; inside [B, T] bool, True = a frame that is no padding; usable [B] bool, rows that have frames,
         all of them finite.
+    Examples:
+        >>> hidden = torch.tensor([[[1.0], [9.0]], [[float("nan")], [2.0]]])
+        >>> hidden, inside, usable = usable_frames(hidden, torch.tensor([1, 2]))
+        >>> hidden.flatten(1).tolist(), inside.tolist(), usable.tolist()
+        ([[1.0, 0.0], [0.0, 0.0]], [[True, False], [True, True]], [True, False])
     """
     inside = torch.arange(hidden.shape[1], device=hidden.device) < frame_len.to(hidden.device)[:, None]
     usable = (hidden.isfinite().all(2) | ~inside).all(1) & inside.any(1)
@@ -22,12 +27,27 @@ def usable_frames(hidden, frame_len):
 
 
 class FrameCompressor(nn.Module):
-    """Compresses nothing: each valid frame is a segment of its own; no parameters."""
+    """Compresses nothing: each valid frame is a segment of its own; no parameters.
 
-    def __init__(self):
+    Examples:
+        >>> hidden, log_probs = torch.ones(1, 3, 4), torch.eye(3)[None].log()
+        >>> FrameCompressor()(hidden, torch.tensor([2]), log_probs, None, None, None, 0).seg_of_frame.tolist()
+        [[0, 1, -1]]
+    """
+
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, text_len, n_tokens):
+    def forward(
+        self,
+        hidden: Tensor,
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        text_len: Tensor,
+        n_tokens: int,
+    ) -> Compressed:
         """Frames as segments.
 
         Args:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 
 class Compressed(NamedTuple):
@@ -14,8 +14,8 @@ class Compressed(NamedTuple):
     the transfer loss, else 0.
     """
 
-    segments: torch.Tensor
-    seg_len: torch.Tensor
-    seg_of_frame: torch.Tensor
-    seg_label: torch.Tensor
-    loss: torch.Tensor
+    segments: Tensor
+    seg_len: Tensor
+    seg_of_frame: Tensor
+    seg_label: Tensor
+    loss: Tensor

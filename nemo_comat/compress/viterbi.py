@@ -5,15 +5,25 @@ serial, without the GIL) and `torch` (vectorised over batch and states, on any d
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, viterbi_cuda
+from nemo_comat.kernels.backends import Backend
 
 NEG_INF = float("-inf")
 
 
-def ctc_viterbi(log_probs, frame_len, targets, target_len, *, blank, backend="auto"):
+def ctc_viterbi(
+    log_probs: Tensor,
+    frame_len: Tensor,
+    targets: Tensor,
+    target_len: Tensor,
+    *,
+    blank: int,
+    backend: Backend = "auto",
+) -> Tensor:
     """Most probable CTC path of each reference through its frames, for a whole batch at once.
 
     The states of a reference of U tokens are blank, token 0, blank, token 1, ..., blank: 2U + 1 of them, state 2u + 1
@@ -38,23 +48,32 @@ def ctc_viterbi(log_probs, frame_len, targets, target_len, *, blank, backend="au
             such a row is all -1), or the backend is unknown.
         RuntimeError: backend "cuda" as in `monotonic_align`.
     Source: Graves et al., ICML 2006 (CTC); the path with Viterbi's maximum for the sum.
+    Examples:
+        >>> log_probs = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]]).log()
+        >>> ctc_viterbi(log_probs, torch.tensor([3]), torch.tensor([[1, 1]]), torch.tensor([2]), blank=0).tolist()
+        [[1, 2, 3]]
     """
     _check(log_probs, frame_len, targets, target_len, blank, backend)
     if log_probs.numel() == 0:
         return torch.full(log_probs.shape[:2], -1, dtype=torch.int64, device=log_probs.device)
-    backend = backends.choose(backend, log_probs.device, function="ctc_viterbi", tensor="log_probs")
-    return COMPUTE[backend](log_probs.detach(), frame_len, targets, target_len, blank)
+    chosen = backends.choose(backend, log_probs.device, function="ctc_viterbi", tensor="log_probs")
+    return COMPUTE[chosen](log_probs.detach(), frame_len, targets, target_len, blank)
 
 
-def state_labels(targets, target_len, blank):
-    """Label of every state: [B, 2U + 1] for targets [B, U] and target_len [B]; the blank past a row's last token."""
+def state_labels(targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
+    """Label of every state: [B, 2U + 1] for targets [B, U] and target_len [B]; the blank past a row's last token.
+
+    Examples:
+        >>> state_labels(torch.tensor([[7, 5, 9]]), torch.tensor([2]), blank=0).tolist()
+        [[0, 7, 0, 5, 0, 0, 0]]
+    """
     inside = torch.arange(targets.shape[1], device=targets.device) < target_len[:, None]
     labels = targets.new_full((targets.shape[0], 2 * targets.shape[1] + 1), blank)
     labels[:, 1::2] = torch.where(inside, targets, blank)
     return labels
 
 
-def _check(log_probs, frame_len, targets, target_len, blank, backend):
+def _check(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int, backend: str) -> None:
     backends.check(backend)
     are_floats = log_probs.dim() == 3 and log_probs.is_floating_point()
     if not are_floats or targets.dim() != 2 or not backends.is_integer(targets):
@@ -76,7 +95,7 @@ def _check(log_probs, frame_len, targets, target_len, blank, backend):
             raise ValueError(f"targets must lie in 0..{vocab - 1}, got {int(labels.min())}..{int(labels.max())}")
 
 
-def _viterbi_torch(log_probs, frame_len, targets, target_len, blank):
+def _viterbi_torch(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
     batch, frames, vocab = log_probs.shape
     frame_len, targets, target_len = (x.to(log_probs.device, torch.int64) for x in (frame_len, targets, target_len))
     possible = (0 < frame_len) & (frame_len <= frames) & (0 <= target_len) & (target_len <= targets.shape[1])
@@ -89,7 +108,7 @@ def _viterbi_torch(log_probs, frame_len, targets, target_len, blank):
     return _backward(best, back, frame_len, target_len, possible)
 
 
-def _forward(emission, labels, frame_len, blank):
+def _forward(emission: Tensor, labels: Tensor, frame_len: Tensor, blank: int) -> tuple[Tensor, Tensor]:
     batch, frames, states = emission.shape
     skippable = torch.zeros_like(labels, dtype=torch.bool)
     skippable[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
@@ -105,11 +124,11 @@ def _forward(emission, labels, frame_len, blank):
     return best, back
 
 
-def _nan_to_neg_inf(x):
+def _nan_to_neg_inf(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), NEG_INF, x)
 
 
-def _backward(best, back, frame_len, target_len, possible):
+def _backward(best: Tensor, back: Tensor, frame_len: Tensor, target_len: Tensor, possible: Tensor) -> Tensor:
     last = 2 * target_len
     ends = best.gather(1, torch.stack((last, (last - 1).clamp(min=0)), 1))
     state = last - (ends[:, 1] > ends[:, 0]).long()
@@ -122,14 +141,21 @@ def _backward(best, back, frame_len, target_len, possible):
     return path
 
 
-def _viterbi_cpu(log_probs, frame_len, targets, target_len, blank):
+def _viterbi_cpu(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
     integers = [backends.on_cpu(x, torch.int64) for x in (frame_len, targets, target_len)]
     path = np.full(log_probs.shape[:2], -1, dtype=np.int64)
     backends.jit(_viterbi_batch)(backends.on_cpu(log_probs, torch.float32), *integers, blank, path)
     return torch.from_numpy(path).to(log_probs.device)
 
 
-def _viterbi_batch(log_probs, frame_len, targets, target_len, blank, path):
+def _viterbi_batch(
+    log_probs: npt.NDArray[np.float32],
+    frame_len: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    target_len: npt.NDArray[np.int64],
+    blank: int,
+    path: npt.NDArray[np.int64],
+) -> None:
     batch, most_frames, vocab = log_probs.shape
     most_pairs = targets.shape[1] + 1
     # pair u is the blank before token u and token u; column 0 stands for the token before the first one, which no path

@@ -9,37 +9,57 @@ device, so that it can be captured in a CUDA graph once a first call has compile
 import functools
 import importlib.util
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nemo_comat.waiting import announce
 
-BACKENDS = ("auto", "cuda", "cpu", "torch")
+Backend = Literal["auto", "cuda", "cpu", "torch"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ELEMENTS = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 HERE = Path(__file__).parent
 
 
-def check(backend):
-    """Raises ValueError for a backend that is not in `BACKENDS`."""
+def check(backend: str) -> None:
+    """Raises ValueError for a backend that is not in `BACKENDS`.
+
+    Examples:
+        >>> check("gpu")
+        Traceback (most recent call last):
+        ValueError: backend must be one of auto, cuda, cpu, torch; got 'gpu'
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
-def is_integer(tensor):
-    """True for a tensor of integers, signed or not; bool is none."""
+def is_integer(tensor: Tensor) -> bool:
+    """True for a tensor of integers, signed or not; bool is none.
+
+    Examples:
+        >>> is_integer(torch.tensor([1])), is_integer(torch.tensor([True]))
+        (True, False)
+    """
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
-def check_lengths(name, length, batch, limit):
+def check_lengths(name: str, length: Tensor, batch: int, limit: int) -> None:
     """Checks lengths: integers [batch] in 0..limit; their values on the CPU only, for on a GPU that would wait for it.
 
     Args:
         name: what messages call them. length: tensor. batch, limit: int.
     Raises:
         ValueError: they are not.
+    Examples:
+        >>> check_lengths("text_len", torch.tensor([3, 9]), 2, 5)
+        Traceback (most recent call last):
+        ValueError: text_len must lie in 0..5, got [3, 9]
     """
     if length.shape != (batch,) or not is_integer(length):
         raise ValueError(f"{name} must be integers [{batch}], got {length.dtype} {tuple(length.shape)}")
@@ -48,7 +68,7 @@ def check_lengths(name, length, batch, limit):
         raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
 
 
-def choose(backend, device, *, function, tensor):
+def choose(backend: Backend, device: torch.device, *, function: str, tensor: str) -> Literal["cuda", "cpu", "torch"]:
     """The backend that computes.
 
     Args:
@@ -60,6 +80,9 @@ def choose(backend, device, *, function, tensor):
         "cuda", "cpu" or "torch".
     Raises:
         RuntimeError: backend "cuda" cannot serve the device.
+    Examples:
+        >>> choose("torch", torch.device("cpu"), function="monotonic_align", tensor="score")
+        'torch'
     """
     if backend == "cuda":
         reason = why_no_cuda(device, tensor)
@@ -80,12 +103,17 @@ def choose(backend, device, *, function, tensor):
 
 
 @functools.cache
-def _warn_of_torch(function, reason):
+def _warn_of_torch(function: str, reason: str) -> None:
     warnings.warn(f"{function} uses its slower torch backend: {reason}", stacklevel=4)
 
 
-def why_no_cuda(device, tensor="the tensor"):
-    """Why a CUDA kernel cannot serve tensors on a device, in one sentence; None where it can."""
+def why_no_cuda(device: torch.device, tensor: str = "the tensor") -> str | None:
+    """Why a CUDA kernel cannot serve tensors on a device, in one sentence; None where it can.
+
+    Examples:
+        >>> why_no_cuda(torch.device("cpu"), "score")
+        "score is on cpu, not on a CUDA device; move it there, or use backend='auto'"
+    """
     if device.type != "cuda":
         return f"{tensor} is on {device.type}, not on a CUDA device; move it there, or use backend='auto'"
     if torch.version.hip:
@@ -94,7 +122,7 @@ def why_no_cuda(device, tensor="the tensor"):
 
 
 @functools.cache
-def _why_no_cupy():
+def _why_no_cupy() -> str | None:
     try:
         import cupy  # noqa: F401
     except ImportError as error:
@@ -106,8 +134,13 @@ def _why_no_cupy():
 
 
 @functools.cache
-def jit(function):
-    """The function compiled by numba, without the GIL, kept for other processes where there is a folder for it."""
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by numba, without the GIL, kept for other processes where there is a folder for it.
+
+    Examples:
+        >>> jit(lambda x: 2 * x)(21)
+        42
+    """
     # numba takes a second to import; those who only use the torch backend do not pay for it
     from numba import njit
     from numba.core import event
@@ -120,13 +153,13 @@ def jit(function):
     return compiled
 
 
-def _announcer(function):
+def _announcer(function: Callable[..., Any]) -> Any:
     from numba.core import event
 
     class Announcer(event.Listener):
         """Says that a function is compiled; numba tells it so only where the function is not on disk already."""
 
-        def on_start(self, event):
+        def on_start(self, event: Any) -> None:
             """Speaks for the one function."""
             if event.data["dispatcher"].py_func is function:
                 announce(
@@ -134,14 +167,19 @@ def _announcer(function):
                     "seconds, and only once where numba can keep it on disk."
                 )
 
-        def on_end(self, event):
+        def on_end(self, event: Any) -> None:
             """Nothing: what follows speaks for itself."""
 
     return Announcer()
 
 
-def on_cpu(tensor, dtype):
-    """NumPy array of a tensor in a dtype, rows contiguous; the tensor's own memory where it is so already."""
+def on_cpu(tensor: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
+    """NumPy array of a tensor in a dtype, rows contiguous; the tensor's own memory where it is so already.
+
+    Examples:
+        >>> on_cpu(torch.tensor([[1, 2], [3, 4]]).T, torch.float32).tolist()
+        [[1.0, 3.0], [2.0, 4.0]]
+    """
     # a conversion makes rows contiguous in the same pass; without one, contiguous() does
     return tensor.to("cpu", dtype, memory_format=torch.contiguous_format).contiguous().numpy()
 
@@ -158,7 +196,7 @@ class Device:
     shared_per_multiprocessor: int
     capability: int  # 90 for sm_90
 
-    def shared_budget(self, blocks):
+    def shared_budget(self, blocks: int) -> int:
         """Bytes a block may use so that as many blocks as a multiprocessor will get, up to 4, live on it together."""
         together = min(-(-blocks // self.multiprocessors), 4)
         # 1 KiB of each block is the system's
@@ -166,8 +204,13 @@ class Device:
 
 
 @functools.cache
-def device(index):
-    """Facts of CUDA device `index`."""
+def device(index: int) -> Device:
+    """Facts of CUDA device `index`.
+
+    Examples:
+        >>> device(0).capability  # doctest: +SKIP
+        90
+    """
     import cupy
 
     attributes = cupy.cuda.Device(index).attributes
@@ -179,16 +222,32 @@ def device(index):
     )
 
 
-def source(name):
-    """CUDA source of a kernel: elements.cu and its own file in one text: CuPy's cache does not see headers."""
+def source(name: str) -> str:
+    """CUDA source of a kernel: elements.cu and its own file in one text: CuPy's cache does not see headers.
+
+    Examples:
+        >>> source("mas").count('#line 1 "mas.cu"')
+        1
+    """
     return f'{(HERE / "elements.cu").read_text()}#line 1 "{name}.cu"\n{(HERE / f"{name}.cu").read_text()}'
 
 
-def run(name, macro, index, blocks, threads, arguments, *, shared_bytes):
+def run(
+    name: str,
+    macro: str,
+    index: int,
+    blocks: int,
+    threads: int,
+    arguments: tuple[np.generic, ...],
+    *,
+    shared_bytes: int,
+) -> None:
     """Launches kernel `name` of name.cu, compiled with -Dmacro, on PyTorch's current stream of device `index`.
 
     Raises:
         RuntimeError: it does not compile (with the compiler's log). CuPy's own errors where it does not launch.
+    Examples:
+        >>> run("mas", "MAS_PLAN=…", 0, blocks, threads, arguments, shared_bytes=0)  # doctest: +SKIP
     """
     import cupy
 
@@ -198,7 +257,7 @@ def run(name, macro, index, blocks, threads, arguments, *, shared_bytes):
 
 
 @functools.cache
-def _compiled(name, macro, index):
+def _compiled(name: str, macro: str, index: int) -> Any:
     import cupy
 
     announce(f"Compiling {name}.cu for this GPU; this takes some seconds, and none where CuPy has kept it on disk.")
@@ -210,12 +269,22 @@ def _compiled(name, macro, index):
     return kernel
 
 
-def readable(integers, device):
-    """Lengths or labels as kernels read them: on the device, contiguous, int32 or int64."""
+def readable(integers: Tensor, device: torch.device) -> Tensor:
+    """Lengths or labels as kernels read them: on the device, contiguous, int32 or int64.
+
+    Examples:
+        >>> readable(torch.tensor([3], dtype=torch.uint8), torch.device("cpu")).dtype
+        torch.int64
+    """
     integers = integers.to(device)
     return (integers if integers.dtype in (torch.int32, torch.int64) else integers.long()).contiguous()
 
 
-def pointer(tensor):
-    """A tensor's address as a kernel argument; 0 for None."""
+def pointer(tensor: Tensor | None) -> np.uint64:
+    """A tensor's address as a kernel argument; 0 for None.
+
+    Examples:
+        >>> int(pointer(None))
+        0
+    """
     return np.uint64(0 if tensor is None else tensor.data_ptr())

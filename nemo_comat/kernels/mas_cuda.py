@@ -3,10 +3,13 @@
 mas.cu says how the kernel works, backends.py how it is compiled and launched.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nemo_comat.kernels import backends
 from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
@@ -24,14 +27,15 @@ class Plan:
     stages: int  # chunks in the ring
 
     @property
-    def width(self):
+    def width(self) -> int:
         """Tokens that a block takes at once; longer texts go in strips of it."""
         return 32 * self.columns * self.warps
 
 
 # by width; the smallest that holds the text is taken, the last one in strips
 PLANS = (Plan(2, 1, 16, 4), Plan(2, 2, 16, 4), Plan(2, 4, 16, 4), Plan(4, 4, 16, 3), Plan(8, 4, 8, 3))
-COPIES = ("TEXT16", "TEXT4", "FRAMES4", "ELEMENTS")
+Copy = Literal["TEXT16", "TEXT4", "FRAMES4", "ELEMENTS"]
+COPIES: tuple[Copy, ...] = get_args(Copy)
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,17 @@ class Instance:
 
     plan: Plan
     element: str
-    copy: str
+    copy: Copy
     asynchronous: bool
 
     @property
-    def macro(self):
+    def macro(self) -> str:
         """Value of MAS_PLAN in mas.cu."""
         plan, flag = self.plan, "true" if self.asynchronous else "false"
         return f"{self.element},{plan.columns},{plan.warps},{plan.frames},{plan.stages},{self.copy},{flag}"
 
     @property
-    def shared_bytes(self):
+    def shared_bytes(self) -> int:
         """Shared memory of a block without directions, as the head of mas.cu adds it up."""
         plan = self.plan
         paired = self.copy == "FRAMES4" and ELEMENT_BYTES[self.element] == 2
@@ -58,14 +62,20 @@ class Instance:
         ring = plan.warps * plan.stages * rows * (32 * plan.columns * cell + 16)
         return ring + 4 * (plan.warps + 1) * 4 * plan.frames + 16
 
-    def direction_words(self, segs, tokens):
+    def direction_words(self, segs: int, tokens: int) -> int:
         """32-bit words of directions an utterance: a bit a cell, tokens rounded up to whole warps."""
         warp = 32 * self.plan.columns
         return -(-segs // 32) * -(-tokens // warp) * warp
 
 
-def choose(score, device):
-    """Kernel instance for a score tensor [B, S, N], and whether its directions fit in shared memory."""
+def choose(score: Tensor, device: backends.Device) -> tuple[Instance, bool]:
+    """Kernel instance for a score tensor [B, S, N], and whether its directions fit in shared memory.
+
+    Examples:
+        >>> h100 = backends.Device(132, 232448, 233472, 90)
+        >>> choose(torch.zeros(8, 500, 100), h100)[0].plan.width
+        128
+    """
     batch, segs, tokens = score.shape
     element, copy = ELEMENTS[score.dtype], copy_of(score)
     asynchronous = device.capability >= 80 and copy != "ELEMENTS"
@@ -76,31 +86,51 @@ def choose(score, device):
     return instance, together <= device.shared_budget(batch)
 
 
-def copy_of(score):
-    """The widest way to read a score tensor that its strides and its address allow: one of `COPIES`."""
+def copy_of(score: Tensor) -> Copy:
+    """The widest way to read a score tensor that its strides and its address allow: one of `COPIES`.
+
+    Examples:
+        >>> score = torch.zeros(1, 8, 8)
+        >>> copy_of(score), copy_of(score.transpose(1, 2)), copy_of(score[..., ::2])
+        ('TEXT16', 'FRAMES4', 'ELEMENTS')
+    """
     size = score.element_size()
     # an axis of one has no stride
     stride_b, stride_s, stride_n = (x * size if n > 1 else 0 for x, n in zip(score.stride(), score.shape))
     if stride_n in (0, size) and (stride_n or score.shape[2] == 1):
-        for copy, unit in (("TEXT16", 16), ("TEXT4", 4)):
-            if all(x % unit == 0 for x in (score.data_ptr(), stride_b, stride_s)):
-                return copy
+        aligned = score.data_ptr() | stride_b | stride_s
+        if aligned % 16 == 0:
+            return "TEXT16"
+        if aligned % 4 == 0:
+            return "TEXT4"
     elif stride_s == size and all(x % 4 == 0 for x in (score.data_ptr(), stride_b, stride_n)):
         return "FRAMES4"
     return "ELEMENTS"
 
 
-def align(score, seg_len, text_len):
+def align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     """`monotonic_align` for score [B, S, N] on a CUDA device; see there. B, S and N are at least 1.
 
     Raises:
         RuntimeError: mas.cu does not compile (with the compiler's log).
+    Examples:
+        >>> align(torch.eye(2, device="cuda")[None], torch.tensor([2]), torch.tensor([2])).tolist()  # doctest: +SKIP
+        [[0, 1]]
     """
     return launch(_run, score, seg_len, text_len, backends.device(score.device.index))
 
 
-def launch(run, score, seg_len, text_len, device):
-    """Prepares the arguments of `mas` and calls `run(instance, index, blocks, threads, arguments, shared_bytes=…)`."""
+def launch(
+    run: Callable[..., None], score: Tensor, seg_len: Tensor, text_len: Tensor, device: backends.Device
+) -> Tensor:
+    """Prepares the arguments of `mas` and calls `run(instance, index, blocks, threads, arguments, shared_bytes=…)`.
+
+    Examples:
+        >>> h100, full = backends.Device(132, 232448, 233472, 90), torch.tensor([8])
+        >>> show = lambda kernel, index, blocks, threads, *rest, **options: print(blocks, threads)
+        >>> _ = launch(show, torch.zeros(1, 8, 100), full, full, h100)
+        1 64
+    """
     if score.dtype not in ELEMENTS:
         score = score.float()
     if max(score.stride()[1:]) >= 2**31:
@@ -134,5 +164,7 @@ def launch(run, score, seg_len, text_len, device):
     return path
 
 
-def _run(instance, index, blocks, threads, arguments, *, shared_bytes):
+def _run(
+    instance: Instance, index: int, blocks: int, threads: int, arguments: tuple[np.generic, ...], *, shared_bytes: int
+) -> None:
     backends.run("mas", f"MAS_PLAN={instance.macro}", index, blocks, threads, arguments, shared_bytes=shared_bytes)

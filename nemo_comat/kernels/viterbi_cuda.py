@@ -3,8 +3,11 @@
 viterbi.cu says how the kernel works, backends.py how it is compiled and launched.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from nemo_comat.kernels import backends
 from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
@@ -12,33 +15,67 @@ from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
 MAX_THREADS = 512  # as in viterbi.cu
 
 
-def threads_of(tokens):
-    """Threads of a block: one for each token and one for the last blank, in whole warps; past the most, in strips."""
+def threads_of(tokens: int) -> int:
+    """Threads of a block: one for each token and one for the last blank, in whole warps; past the most, in strips.
+
+    Examples:
+        >>> threads_of(31), threads_of(32), threads_of(10_000)
+        (32, 64, 512)
+    """
     return min(-(-(tokens + 1) // 32) * 32, MAX_THREADS)
 
 
-def shared_bytes_of(threads):
-    """Shared memory of a block without directions, as the head of viterbi.cu adds it up."""
+def shared_bytes_of(threads: int) -> int:
+    """Shared memory of a block without directions, as the head of viterbi.cu adds it up.
+
+    Examples:
+        >>> shared_bytes_of(64)
+        528
+    """
     return 8 * threads + 16
 
 
-def direction_words(frames, tokens):
-    """32-bit words of directions an utterance: two bits a state."""
+def direction_words(frames: int, tokens: int) -> int:
+    """32-bit words of directions an utterance: two bits a state.
+
+    Examples:
+        >>> direction_words(16, 3)
+        8
+    """
     return -(-frames // 8) * (tokens + 1)
 
 
-def viterbi(log_probs, frame_len, targets, target_len, blank):
+def viterbi(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
     """`ctc_viterbi` for log_probs [B, T, V] on a CUDA device; see there. B and T are at least 1.
 
     Raises:
         RuntimeError: viterbi.cu does not compile (with the compiler's log).
+    Examples:
+        >>> args = torch.tensor([2]), torch.tensor([[1]]), torch.tensor([1])
+        >>> viterbi(torch.eye(2, device="cuda")[None], *args, 0).tolist()  # doctest: +SKIP
+        [[0, 1]]
     """
     device = backends.device(log_probs.device.index)
     return launch(_run, log_probs, frame_len, targets, target_len, blank, device)
 
 
-def launch(run, log_probs, frame_len, targets, target_len, blank, device):
-    """Prepares the arguments of `viterbi`; calls `run(element, index, blocks, threads, arguments, shared_bytes=…)`."""
+def launch(
+    run: Callable[..., None],
+    log_probs: Tensor,
+    frame_len: Tensor,
+    targets: Tensor,
+    target_len: Tensor,
+    blank: int,
+    device: backends.Device,
+) -> Tensor:
+    """Prepares the arguments of `viterbi`; calls `run(element, index, blocks, threads, arguments, shared_bytes=…)`.
+
+    Examples:
+        >>> h100, one = backends.Device(132, 232448, 233472, 90), torch.tensor([1])
+        >>> show = lambda element, index, blocks, threads, *rest, **options: print(element, blocks, threads)
+        >>> _ = launch(show, torch.zeros(1, 8, 5), one, torch.tensor([[3]]), one, 0, h100)
+        float 1 32
+    """
     if log_probs.dtype not in ELEMENTS:
         log_probs = log_probs.float()
     batch, frames, vocab = log_probs.shape
@@ -72,6 +109,8 @@ def launch(run, log_probs, frame_len, targets, target_len, blank, device):
     return path
 
 
-def _run(element, index, blocks, threads, arguments, *, shared_bytes):
+def _run(
+    element: str, index: int, blocks: int, threads: int, arguments: tuple[np.generic, ...], *, shared_bytes: int
+) -> None:
     macro = f"VITERBI_ELEMENT={element}"
     backends.run("viterbi", macro, index, blocks, threads, arguments, shared_bytes=shared_bytes)

@@ -86,7 +86,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
         self._is_first_batch = True
-        if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.count:
+        if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.number:
             keep_statistics(self)
         super().on_train_start()
 

@@ -31,7 +31,7 @@ def keep_statistics(model):
                 f"model.comat.teacher.normalize={model.comat.normalize.method}, but {error}: the teacher reads none of "
                 "the training texts; look at model.train_ds and model.comat.teacher.max_length."
             ) from None
-        logging.info(f"The mean is of {found.count} vectors.")
+        logging.info(f"The mean is of {found.number} vectors.")
     model.comat.normalize.keep(model.trainer.strategy.broadcast(found))
 
 

@@ -29,10 +29,10 @@ def classify_tokens(
     Returns:
         [B, N] float32; what the mask hides has a value that means nothing.
     Source: ours; the candidates after sampled softmax, arXiv 1412.2007, without its correction.
-
-    >>> student, table = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> classify_tokens(student, torch.tensor([[0]]), torch.tensor([[True]]), table, temperature=1.0).exp()
-    tensor([[1.3679]])
+    Examples:
+        >>> student, table = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> classify_tokens(student, torch.tensor([[0]]), torch.tensor([[True]]), table, temperature=1.0).exp()
+        tensor([[1.3679]])
     """
     student, table = F.normalize(student.float(), dim=-1), F.normalize(table.detach().float(), dim=-1)
     if negatives is None:
@@ -55,10 +55,10 @@ def candidate_ids(token_id: Tensor, mask: Tensor, size: int, negatives: int, see
         token_id: [B, N]. mask: [B, N] bool. size: V. negatives: ids to draw. seed: of the draw.
     Returns:
         [B * N + negatives] int64, sorted; and bool of the same shape, True = a padding or a repeated id.
-
-    >>> ids, again = candidate_ids(torch.tensor([[3, 3, 9]]), torch.tensor([[True, True, False]]), 10, 0, 0)
-    >>> ids[~again]
-    tensor([3])
+    Examples:
+        >>> ids, again = candidate_ids(torch.tensor([[3, 3, 9]]), torch.tensor([[True, True, False]]), 10, 0, 0)
+        >>> ids[~again]
+        tensor([3])
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(size, (negatives,), generator=generator).to(token_id.device, non_blocking=True)

@@ -1,16 +1,20 @@
 """Losses: each text token's segments are averaged, and the average is pulled to the teacher's embedding."""
 
+from typing import Any, Literal, get_args
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_comat.transfer.classify import classify_tokens
 
-LOSSES = ("cosine", "mse", "contrastive", "classify")
-REDUCTIONS = ("mean_batch", "mean", "mean_volume", "sum")
+Loss = Literal["cosine", "mse", "contrastive", "classify"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+Reduction = Literal["mean_batch", "mean", "mean_volume", "sum"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
-def cosine_score(student, teacher):
+def cosine_score(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine of every segment with every token, the score that the alignment maximises.
 
     Args:
@@ -18,12 +22,15 @@ def cosine_score(student, teacher):
     Returns:
         [B, S, N] float32, without gradient.
     Source: ours.
+    Examples:
+        >>> cosine_score(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])).tolist()
+        [[[1.0, 0.0, -1.0]]]
     """
     student, teacher = (F.normalize(x.detach().float(), dim=-1) for x in (student, teacher))
     return student @ teacher.transpose(1, 2)
 
 
-def token_average(segments, path, n_tokens):
+def token_average(segments: Tensor, path: Tensor, n_tokens: int) -> Tensor:
     """Mean of the segments that a path gives to each token.
 
     Args:
@@ -32,6 +39,9 @@ def token_average(segments, path, n_tokens):
         n_tokens: N.
     Returns:
         [B, N, D], 0 for a token without segments.
+    Examples:
+        >>> token_average(torch.tensor([[[1.0], [3.0], [7.0]]]), torch.tensor([[0, 0, 1]]), 3).tolist()
+        [[[2.0], [7.0], [0.0]]]
     """
     # segments without a token go to a bin of their own, which is cut off
     bins = torch.where(path < 0, n_tokens, path).long()
@@ -43,17 +53,17 @@ def token_average(segments, path, n_tokens):
 
 
 def transfer_loss(
-    student,
-    teacher,
-    mask,
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
     *,
-    loss="cosine",
-    temperature=0.1,
-    negatives=None,
-    token_id=None,
-    table=None,
-    seed=0,
-):
+    loss: Loss = "cosine",
+    temperature: float = 0.1,
+    negatives: int | None = None,
+    token_id: Tensor | None = None,
+    table: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
     """Distance of aligned student vectors from the teacher's embeddings, summed over each row's tokens.
 
     cosine: 1 - cos(student, teacher). mse: mean over features of the squared difference. contrastive: -log of the
@@ -75,6 +85,10 @@ def transfer_loss(
         ValueError: an unknown loss, shapes that disagree, a mask that is not bool, a temperature that is not above 0,
             or classify without token_id and table.
     Source: ours; contrastive after HKD, arXiv 2301.13003.
+    Examples:
+        >>> student, teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 2.0], [0.0, 2.0]]])
+        >>> transfer_loss(student, teacher, torch.tensor([[True, True]])).tolist()
+        [1.0]
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
@@ -98,19 +112,20 @@ def transfer_loss(
         else:
             if token_id is None or table is None:
                 raise ValueError("loss='classify' needs token_id [B, N] and the teacher's table [V, D]; give both")
-            options = dict(temperature=temperature, negatives=negatives, seed=seed)
-            per_token = classify_tokens(student, token_id, mask, table, **options)
+            per_token = classify_tokens(
+                student, token_id, mask, table, temperature=temperature, negatives=negatives, seed=seed
+            )
     return torch.where(mask, per_token, 0).sum(1)
 
 
-def _check_tokens(mask, temperature, token_id):
+def _check_tokens(mask: Tensor, temperature: float, token_id: Tensor | None) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if token_id is not None and token_id.shape != mask.shape:
         raise ValueError(f"token_id must be [B, N] = {tuple(mask.shape)}, got {tuple(token_id.shape)}")
 
 
-def _contrastive(student, teacher, mask, temperature, token_id):
+def _contrastive(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float, token_id: Tensor | None) -> Tensor:
     flat_student, flat_teacher = (F.normalize(x, dim=-1).flatten(0, 1) for x in (student, teacher))
     logits = flat_student @ flat_teacher.T / temperature
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -121,7 +136,7 @@ def _contrastive(student, teacher, mask, temperature, token_id):
     return (logits.logsumexp(1) - logits.diagonal()).view(mask.shape)
 
 
-def reduce_rows(loss, text_len, reduction="mean_batch"):
+def reduce_rows(loss: Tensor, text_len: Tensor, reduction: Reduction = "mean_batch") -> Tensor:
     """Reduces row losses as NeMo's CTC reduces its own, with text tokens in the place of targets.
 
     Args:
@@ -132,6 +147,10 @@ def reduce_rows(loss, text_len, reduction="mean_batch"):
         scalar.
     Raises:
         ValueError: the reduction is unknown, or is "none", with which no scalar can be trained.
+    Examples:
+        >>> loss, text_len = torch.tensor([6.0, 2.0]), torch.tensor([3, 1])
+        >>> [reduce_rows(loss, text_len, reduction).item() for reduction in REDUCTIONS]
+        [4.0, 2.0, 2.0, 8.0]
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)} with COMAT; got {reduction!r}")
@@ -147,15 +166,26 @@ class TransferLoss(nn.Module):
 
     Args:
         loss, temperature, negatives: as in `transfer_loss`.
+    Examples:
+        >>> TransferLoss("mse")(torch.ones(1, 1, 4), torch.full((1, 1, 4), 3.0), torch.tensor([[True]])).tolist()
+        [4.0]
     """
 
-    def __init__(self, loss="cosine", temperature=0.1, negatives=None):
+    def __init__(self, loss: Loss = "cosine", temperature: float = 0.1, negatives: int | None = None) -> None:
         super().__init__()
-        self.options = dict(loss=loss, temperature=temperature, negatives=negatives)
+        self.options: dict[str, Any] = dict(loss=loss, temperature=temperature, negatives=negatives)
 
-    def forward(self, student, teacher, mask, token_id=None, table=None, seed=0):
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor,
+        token_id: Tensor | None = None,
+        table: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
         """Same shapes and returns as `transfer_loss`."""
         return transfer_loss(student, teacher, mask, token_id=token_id, table=table, seed=seed, **self.options)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -10,11 +10,11 @@ NORMALIZE = ("none", "center", "standardize")
 
 
 class VectorStatistics(NamedTuple):
-    """Of many vectors: mean [D] and standard deviation [D], float32, and their count, an int."""
+    """Of many vectors: mean [D] and standard deviation [D], float32, and how many they are, an int."""
 
     mean: Tensor
     deviation: Tensor
-    count: int
+    number: int
 
 
 def vector_statistics(rows: Iterable[Tensor]) -> VectorStatistics:
@@ -27,11 +27,11 @@ def vector_statistics(rows: Iterable[Tensor]) -> VectorStatistics:
     Raises:
         ValueError: there is no finite vector.
     Source: Chan, Golub and LeVeque 1983, for the sum of squares in parts.
-
-    >>> vector_statistics([torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 5.0]])])
-    VectorStatistics(mean=tensor([2., 5.]), deviation=tensor([1., 0.]), count=2)
+    Examples:
+        >>> vector_statistics([torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 5.0]])])
+        VectorStatistics(mean=tensor([2., 5.]), deviation=tensor([1., 0.]), number=2)
     """
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for row in rows:
         row = row.detach().to("cpu", torch.float64)
         row = row[row.isfinite().all(1)]
@@ -54,9 +54,9 @@ def normalize_vectors(vectors: Tensor, mean: Tensor, deviation: Tensor | None = 
         vectors: [..., D]. mean, deviation: [D]; without a deviation the vectors are only shifted.
     Returns:
         [..., D].
-
-    >>> normalize_vectors(torch.tensor([[3.0, 5.0]]), torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.0]))
-    tensor([[2., 0.]])
+    Examples:
+        >>> normalize_vectors(torch.tensor([[3.0, 5.0]]), torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.0]))
+        tensor([[2., 0.]])
     """
     shifted = vectors - mean
     return shifted if deviation is None else shifted / torch.where(deviation > 0, deviation, 1)
@@ -72,14 +72,18 @@ class TeacherNormalization(nn.Module):
         normalize: "center" or "standardize".
     """
 
-    def __init__(self, dim: int, normalize: str = "center"):
+    mean: Tensor
+    deviation: Tensor
+    number: Tensor
+
+    def __init__(self, dim: int, normalize: str = "center") -> None:
         super().__init__()
         if normalize not in NORMALIZE[1:]:
             raise ValueError(f"normalize must be one of {', '.join(NORMALIZE[1:])}; got {normalize!r}")
         self.method = normalize
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.ones(dim))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("number", torch.zeros((), dtype=torch.int64))
 
     def keep(self, statistics: VectorStatistics) -> None:
         """Takes statistics over for good.

@@ -1,6 +1,6 @@
 """Projection: from the recogniser's space to the teacher's, where the two are compared."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Projection(nn.Module):
@@ -10,9 +10,12 @@ class Projection(nn.Module):
         feat_in: width of the encoder's frames.
         dim: width of the teacher's embeddings.
         depth: number of linear layers; ours.
+    Examples:
+        >>> [tuple(weight.shape) for weight in Projection(feat_in=3, dim=2, depth=2).parameters()]
+        [(2, 3), (2,), (2, 2), (2,)]
     """
 
-    def __init__(self, feat_in, dim, depth=1):
+    def __init__(self, feat_in: int, dim: int, depth: int = 1) -> None:
         super().__init__()
         widths = [feat_in] + [dim] * depth
         layers = []
@@ -20,6 +23,7 @@ class Projection(nn.Module):
             layers += [nn.Linear(a, b), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
 
-    def forward(self, segments):
+    def forward(self, segments: Tensor) -> Tensor:
         """[B, S, feat_in] to [B, S, dim] float32."""
-        return self.layers(segments.to(self.layers[0].weight.dtype)).float()
+        projected: Tensor = self.layers(segments.to(next(self.parameters()).dtype))
+        return projected.float()

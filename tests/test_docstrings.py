@@ -10,7 +10,7 @@ import pytest
 import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
-ROOMS = ("compress", "align", "transfer", "kernels")
+ROOMS = ("compress", "align", "transfer", "teacher", "kernels")
 FILES = [file for room in ROOMS for file in sorted((ROOT / room).glob("*.py"))]
 
 

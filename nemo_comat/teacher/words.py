@@ -13,9 +13,9 @@ def words_of(text: str, spans: list[tuple[int, int]]) -> list[int]:
         text: as it was tokenized. spans: begin and end of each token in it, as a fast tokenizer's offsets have them.
     Returns:
         list of int, one for each span. A token of white space alone belongs to the word that follows it.
-
-    >>> words_of("it isn't", [(0, 2), (2, 6), (6, 7), (7, 8)])
-    [0, 1, 1, 1]
+    Examples:
+        >>> words_of("it isn't", [(0, 2), (2, 6), (6, 7), (7, 8)])
+        [0, 1, 1, 1]
     """
     word_at, word, inside = [], -1, False
     for letter in text:
@@ -34,10 +34,9 @@ def average_words(vectors: Tensor, token_id: Tensor, words: list[int]) -> tuple[
         vectors: [n, D]. token_id: [n] int64. words: n ints that do not fall, each token's word.
     Returns:
         [m, D], in the words' order, and [m] int64 below 2**31, equal for words of equal tokens.
-
-    >>> average_words(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([5, 6, 7]), [0, 1, 1])[0]
-    tensor([[1.],
-            [3.]])
+    Examples:
+        >>> average_words(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([5, 6, 7]), [0, 1, 1])[0].tolist()
+        [[1.0], [3.0]]
     """
     if not words:
         return vectors, token_id
@@ -47,7 +46,7 @@ def average_words(vectors: Tensor, token_id: Tensor, words: list[int]) -> tuple[
     return means, torch.tensor([_word_id(part.tolist()) for part in token_id.split(sizes)])
 
 
-def _word_id(ids):
+def _word_id(ids: list[int]) -> int:
     if len(ids) == 1:
         return ids[0]
     # beyond all vocabularies' ids; caches keep 32 bits

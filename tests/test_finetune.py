@@ -168,7 +168,7 @@ def test_an_encoder_frozen_to_the_end_is_told_of(finetune, trained, monkeypatch)
 
 def test_an_adapter_is_trained_alone(finetune, trained, manifest, tmp_path):
     adapter = ["model.adapter.adapter_name=mine", "model.adapter.dim=8", "model.optim.lr=1e-2"]
-    model, before, logged = finetune(trained[0], *adapter, steps=8)
+    model, before, logged = finetune(trained[0], *adapter, steps=12)
     theirs = stored(trained[0])
     assert all(before[key].equal(value) for key, value in theirs.items())
     change = moved(before, model)
@@ -176,7 +176,9 @@ def test_an_adapter_is_trained_alone(finetune, trained, manifest, tmp_path):
     assert all(".adapter_layer.mine." in name for name in change if name.startswith("encoder."))
     # the statistics of batch norm too are the file's
     assert all(model.state_dict()[key].equal(value) for key, value in theirs.items())
-    assert logged[-1]["train_ctc_loss"] < logged[0]["train_ctc_loss"]
+    # an epoch is two batches, and one may be harder than the other
+    first, last = (sum(step["train_ctc_loss"] for step in steps) for steps in (logged[:2], logged[-2:]))
+    assert last < first
     model.save_to(str(tmp_path / "m.nemo"))
     said = transcripts(model.eval(), manifest)
     for cls, connector in ((ComatCTCModelBPE, None), (EncDecCTCModelBPE, PLAIN())):

@@ -11,6 +11,7 @@ examples/demo_corpus. A config with model.labels and without model.tokenizer mak
 model.encoder, as finetune_ctc_comat, trains the model of init_from_nemo_model=MODEL.nemo on.
 """
 
+import functools
 import signal
 import sys
 from numbers import Real
@@ -32,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
+from nemo_comat.models.data import LOADERS
 from nemo_comat.models.finetune import check_start, restore_to_finetune, starts_from_file
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
@@ -40,8 +42,6 @@ from nemo_comat.models.time_left import TimeLeft
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # the config that all in conf/ are based on
 SHIPPED = CORPUS.parents[1] / "conf" / "conformer_ctc_comat.yaml"
-# NeMo's blocks of data, and where its models keep their loaders
-LOADERS = {"train_ds": "_train_dl", "validation_ds": "_validation_dl", "test_ds": "_test_dl"}
 
 
 def allow_init_from(arguments):
@@ -54,6 +54,12 @@ def has_value(block, key):
     return not OmegaConf.is_missing(block, key) and block.get(key) is not None
 
 
+@functools.cache
+def shipped_model():
+    """The model block of SHIPPED; not to be changed."""
+    return OmegaConf.load(SHIPPED).model
+
+
 def names_data(cfg, name):
     """True where a ``*_ds`` block, which may be null or absent, may name data.
 
@@ -61,7 +67,7 @@ def names_data(cfg, name):
     config in conf/ does not have at that key, the model's labels apart; numbers and switches are options of data that
     something else names; but multi_config, of Lhotse, says that blocks name the data.
     """
-    dataset, shipped = cfg.model.get(name), OmegaConf.load(SHIPPED).model[name]
+    dataset, shipped = cfg.model.get(name), shipped_model()[name]
     values = [
         (dataset[key], shipped.get(key), cfg.model.get("labels")) for key in dataset or () if has_value(dataset, key)
     ]

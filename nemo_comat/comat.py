@@ -79,7 +79,7 @@ class CompressAlignTransfer(nn.Module):
     ):
         super().__init__()
         align = dict(align)
-        self.blank, self.within_words, self.layer_weights = blank, align.pop("within_words", False), list(layer_weights)
+        self.within_words, self.layer_weights = align.pop("within_words", False), list(layer_weights)
         self.compressor = _chosen("compress", COMPRESSORS, compress, feat_in=feat_in, blank=blank)
         self.aligner = _chosen("align", ALIGNERS, align)
         self.projection = Projection(feat_in, **projection)
@@ -98,7 +98,6 @@ class CompressAlignTransfer(nn.Module):
         Args:
             blank: the new id of the CTC blank; methods that do not look at labels need none.
         """
-        self.blank = blank
         if isinstance(self.compressor, CTCCompressor):
             self.compressor.options["blank"] = blank
 
@@ -152,7 +151,7 @@ class CompressAlignTransfer(nn.Module):
         kept = None
         if self.within_words:
             target_word, token_word = teacher.words
-            seg_word = segment_words(compressed.seg_label, target_word, self.blank)
+            seg_word = segment_words(compressed.seg_label, target_word, self.compressor.options["blank"])
             score, kept = within_words(score, seg_word, token_word, compressed.seg_len, teacher.text_len)
         return *self.aligner(score, compressed.seg_len, teacher.text_len), kept
 

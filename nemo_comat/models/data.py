@@ -10,6 +10,9 @@ from nemo_comat.config import ConfigError
 from nemo_comat.models.manifest import check_dataset, is_empty, text_reader
 from nemo_comat.models.reference import name_samples
 
+# NeMo's blocks of data, and where its models keep their loaders
+LOADERS = {"train_ds": "_train_dl", "validation_ds": "_validation_dl", "test_ds": "_test_dl"}
+
 
 class DataMixin:
     """The part of `ComatMixin` that sets up data."""
@@ -46,8 +49,7 @@ class DataMixin:
             if isinstance(error, (IncompleteConfigError, AssertionError)) and str(error):
                 raise ConfigError(f"{name}: {' '.join(str(error).split()).rstrip('.')}.") from error
             raise
-        loader = {"model.train_ds": "_train_dl", "model.validation_ds": "_validation_dl", "model.test_ds": "_test_dl"}
-        if is_empty(getattr(self, loader[name])):
+        if is_empty(getattr(self, LOADERS[name.removeprefix("model.")])):
             self._check_data(dataset, name)
 
     def _lacks_batches(self):

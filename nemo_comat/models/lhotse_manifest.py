@@ -43,9 +43,7 @@ def check_lhotse_dataset(dataset, name):
         # a list, so that every source is looked at
         seen_whole = all([_check_source(source, name, block, tally) for source in sources])
         if seen_whole and not tally.kept and _reads_nothing(block):
-            raise ManifestError(
-                f"{name} has no rows left of {tally.rows}: {tally.why()}; change these limits, or give other manifests."
-            )
+            raise ManifestError(tally.none_left(name))
         if tally.kept < tally.rows:
             logging.info(
                 f"{name}: {tally.kept} of {tally.rows} rows are left, by the manifests' durations; {tally.why()}."

@@ -134,9 +134,7 @@ def _say_what_is_left(name, paths, tally):
     if not tally.rows:
         raise ManifestError(f"{name} has no rows, {', '.join(paths)} is empty; give a file of one JSON object a line.")
     if not tally.kept:
-        raise ManifestError(
-            f"{name} has no rows left of {tally.rows}: {tally.why()}; change these limits, or give other manifests."
-        )
+        raise ManifestError(tally.none_left(name))
     if tally.kept < tally.rows:
         logging.info(f"{name}: {tally.kept} of {tally.rows} rows are left; {tally.why()}.")
 

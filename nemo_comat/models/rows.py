@@ -13,6 +13,9 @@ from nemo.utils.data_utils import DataStoreObject, is_datastore_path
 
 from nemo_comat.models.reference import manifest_text
 
+# what Python reads a byte as that is no text in a file's encoding
+NO_TEXT = re.compile("[\udc80-\udcff]")
+
 
 class ManifestError(ValueError):
     """A manifest, or an audio file that it names, is missing or unreadable; the message says which."""
@@ -103,7 +106,7 @@ def read_lines(path):
     """Pairs of number and stripped text of a file's lines; raises ManifestError, as `read_objects`."""
     # as NeMo opens it, in the locale's encoding
     with open_manifest(path) as lines:
-        bad = next((n for n, line in enumerate(lines, 1) if any("\udc80" <= letter <= "\udcff" for letter in line)), 0)
+        bad = next((number for number, line in enumerate(lines, 1) if NO_TEXT.search(line)), 0)
         if bad:
             raise ManifestError(
                 f"{path} line {bad} is not {lines.encoding.upper()}; save the file in {lines.encoding.upper()}, such "

@@ -5,19 +5,27 @@ from nemo.utils import logging
 from nemo_comat.models.checkpoint import COMAT_PREFIX, with_comat
 from nemo_comat.models.safe_load import check_checkpoint
 
-# statistics of the teacher's vectors, which a model has where its config asks for them
 FEEDBACK_PREFIX = "nemo_comat_feedback."
-STATISTICS = f"{COMAT_PREFIX}normalize."
+# statistics of the teacher's vectors, which a model has where its config asks for them
+STATISTICS_PREFIX = f"{COMAT_PREFIX}normalize."
 
 
-def _with_our_statistics(ours, state_dict):
-    """Weights whose statistics of the teacher's vectors are as ours where only one side has some."""
-    mine, theirs = ({key for key in keys if key.startswith(STATISTICS)} for keys in (ours, state_dict))
+def _as_ours(state_dict, ours, prefix, lacking, spare=None):
+    """Weights that have a part where our model has it, and nowhere else.
+
+    Args:
+        state_dict: the weights that are loaded. ours: those of the model. prefix: of the part's names.
+        lacking: what the log says where only ours has the part, which then keeps its present values.
+        spare: what it says where only the loaded weights have it, which is then left out; None leaves it to PyTorch.
+    Returns:
+        dict.
+    """
+    mine, theirs = ({key for key in weights if key.startswith(prefix)} for weights in (ours, state_dict))
     if mine and not theirs:
-        logging.info("These weights have no statistics of the teacher's vectors: they are taken when training starts.")
+        logging.info(lacking)
         return {**state_dict, **{key: ours[key] for key in mine}}
-    if theirs and not mine:
-        logging.info("comat.teacher.normalize is none in this model: these weights' statistics are left out.")
+    if theirs and not mine and spare is not None:
+        logging.info(spare)
         return {key: value for key, value in state_dict.items() if key not in theirs}
     return state_dict
 
@@ -27,20 +35,23 @@ class SavingMixin:
 
     def load_state_dict(self, state_dict, strict=True, *args, **kwargs):
         """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off."""
-        ours = {key: value for key, value in self.state_dict().items() if key.startswith(COMAT_PREFIX)}
-        theirs = {key for key in state_dict if key.startswith(COMAT_PREFIX)}
-        if ours and not theirs:
-            logging.info("These weights have no COMAT part: it keeps its present values.")
-            state_dict = {**state_dict, **ours}
-        if theirs and not ours:
-            logging.info("COMAT is off in this model: the COMAT part of these weights is left out.")
-            state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
-        elif ours and theirs:
-            state_dict = _with_our_statistics(ours, state_dict)
-        if self.nemo_comat_feedback is not None and not any(key.startswith(FEEDBACK_PREFIX) for key in state_dict):
-            logging.info("These weights have no feedback: it begins as none.")
-            fed = {key: value for key, value in self.state_dict().items() if key.startswith(FEEDBACK_PREFIX)}
-            state_dict = {**state_dict, **fed}
+        ours = self.state_dict()
+        state_dict = _as_ours(
+            state_dict,
+            ours,
+            COMAT_PREFIX,
+            "These weights have no COMAT part: it keeps its present values.",
+            "COMAT is off in this model: the COMAT part of these weights is left out.",
+        )
+        state_dict = _as_ours(
+            state_dict,
+            ours,
+            STATISTICS_PREFIX,
+            "These weights have no statistics of the teacher's vectors: they are taken when training starts.",
+            "comat.teacher.normalize is none in this model: these weights' statistics are left out.",
+        )
+        # a model without feedback refuses weights with it: they would say something else there
+        state_dict = _as_ours(state_dict, ours, FEEDBACK_PREFIX, "These weights have no feedback: it begins as none.")
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
     def save_to(self, save_path):

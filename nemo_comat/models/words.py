@@ -4,6 +4,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.models.reference import reference_text
+from nemo_comat.teacher import upload
 
 # texts whose words are kept; small corpora train for many epochs
 REMEMBERED = 100_000
@@ -44,7 +45,7 @@ class WordFinder:
         targets = _remembered(self._targets, rows, lambda new: [target_words(tokenizer, list(row)) for row in new])
         tokens = _remembered(self._texts, texts, self.teacher.word_indices)
         sizes = (transcript.shape[1], n_tokens)
-        return tuple(_padded(words, size).to(device) for words, size in zip((targets, tokens), sizes))
+        return tuple(upload(_padded(words, size), device) for words, size in zip((targets, tokens), sizes))
 
 
 def _remembered(memory, keys, find):

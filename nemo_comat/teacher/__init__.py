@@ -17,6 +17,7 @@ from nemo_comat.teacher.language_model import (
     Teacher,
     TeacherError,
     TeacherOutput,
+    upload,
 )
 from nemo_comat.teacher.pending import Pending
 
@@ -34,6 +35,7 @@ __all__ = [
     "TeacherOutput",
     "build_teacher",
     "find_model",
+    "upload",
     "write_cache",
     "write_index",
 ]

@@ -138,7 +138,7 @@ class Teacher:
                 f"Teacher {self.name!r} ({type(config).__name__}) has no hidden states of tokens to learn from; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             )
-        if self.layers == [TABLE]:
+        if self.reads_table:
             return config
         if not self.layers:
             raise TeacherError("model.comat.teacher.layers is empty; give a layer, such as -1, or several.")
@@ -157,10 +157,9 @@ class Teacher:
         `weights` is a fingerprint of a local weights file, None for a hub name; loads no weights.
         """
         depth, vocabulary = self.config.num_hidden_layers, sorted(self.tokenizer.get_vocab().items())
-        table = self.layers == [TABLE]
         return {
             "name": self.name,
-            "layers": self.layers if table else sorted(layer % (depth + 1) for layer in self.layers),
+            "layers": self.layers if self.reads_table else sorted(layer % (depth + 1) for layer in self.layers),
             # a cache of before this key holds tokens
             **({} if self.units == "token" else {"units": self.units}),
             "max_length": self.stated_length,
@@ -170,10 +169,15 @@ class Teacher:
         }
 
     @property
+    def reads_table(self) -> bool:
+        """Whether the table of word embeddings is read, and no layer."""
+        return self.layers == [TABLE]
+
+    @property
     def dim(self) -> int:
         """Width Dp of the embeddings; loads no weights."""
         # ALBERT and ELECTRA have tables narrower than their layers
-        table = getattr(self.config, "embedding_size", None) if self.layers == [TABLE] else None
+        table = getattr(self.config, "embedding_size", None) if self.reads_table else None
         return int(table or self.config.hidden_size)
 
     @functools.cached_property
@@ -453,7 +457,7 @@ class Teacher:
         """The chosen layers' hidden states, each [B, n, Dp]; checks that there is one for each token of ids [B, n]."""
         attention = torch.ones_like(ids) if attention is None else attention
         with self._as_teacher_error(model, f"{len(ids)} texts of up to {ids.shape[1]} tokens"):
-            if self.layers == [TABLE]:
+            if self.reads_table:
                 # the table's rows alone: some models scale them or add positions where they look them up
                 return self._checked([model.get_input_embeddings().weight[ids]], ids)
             states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states

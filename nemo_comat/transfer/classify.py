@@ -60,8 +60,8 @@ def candidate_ids(token_id: Tensor, mask: Tensor, size: int, negatives: int, see
         >>> ids[~again]
         tensor([3])
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(size, (negatives,), generator=generator).to(token_id.device, non_blocking=True)
+    device = token_id.device
+    drawn = torch.randint(size, (negatives,), generator=torch.Generator(device).manual_seed(seed), device=device)
     ids = torch.cat([torch.where(mask, token_id, -1).flatten(), drawn]).sort().values
     again = F.pad(ids[1:] == ids[:-1], (1, 0)) | (ids < 0)
     return ids.clamp(min=0), again

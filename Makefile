@@ -28,7 +28,7 @@ demo: $(DEMO)/trained
 		--html demo_output/report.html
 
 test: $(VENV)/installed
-	@echo "==> Lint, contracts and all tests: 4 minutes on two quiet cores, more on a busy machine."
+	@echo "==> Lint, contracts, types and all tests: 7 minutes on two quiet cores, more on a busy machine."
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(TYPES)
@@ -57,7 +57,7 @@ fuzz: $(VENV)/installed
 install: $(VENV)/installed
 
 $(DEMO)/trained: $(VENV)/installed
-	@echo "==> Training a small recogniser on 22 minutes of speech: 6 minutes on two quiet cores, more on a busy machine."
+	@echo "==> Training a small recogniser on 22 minutes of speech: 8 minutes on two quiet cores, more on a busy machine."
 	@echo "    After some steps it says how long it will take. Ctrl-C stops it, and 'make demo' goes on from there."
 	$(BIN)/python examples/speech_to_text_comat.py --config-name=conformer_ctc_comat_demo \
 		exp_manager.exp_dir=demo_output +exp_manager.version=run \

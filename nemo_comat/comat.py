@@ -1,10 +1,11 @@
 """Compress, align, transfer, in this order: the training loss without the recogniser around it."""
 
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_comat.align import (
     MonotonicAligner,
@@ -22,11 +23,30 @@ from nemo_comat.compress import (
     FrameCompressor,
     usable_frames,
 )
-from nemo_comat.transfer import Projection, TeacherNormalization, TransferLoss, cosine_score, token_average
+from nemo_comat.transfer import (
+    Normalize,
+    Projection,
+    TeacherNormalization,
+    TransferLoss,
+    cosine_score,
+    token_average,
+)
+
+if TYPE_CHECKING:
+    from nemo_comat.teacher import TeacherOutput
 
 # by `method`; the first is the default
-COMPRESSORS = {"ctc": CTCCompressor, "cif": CIFCompressor, "attention": AttentionCompressor, "none": FrameCompressor}
-ALIGNERS = {"monotonic": MonotonicAligner, "one_to_one": OneToOneAligner, "sinkhorn": SinkhornAligner}
+COMPRESSORS: dict[str, type[nn.Module]] = {
+    "ctc": CTCCompressor,
+    "cif": CIFCompressor,
+    "attention": AttentionCompressor,
+    "none": FrameCompressor,
+}
+ALIGNERS: dict[str, type[nn.Module]] = {
+    "monotonic": MonotonicAligner,
+    "one_to_one": OneToOneAligner,
+    "sinkhorn": SinkhornAligner,
+}
 
 
 class ComatOutput(NamedTuple):
@@ -38,16 +58,16 @@ class ComatOutput(NamedTuple):
     projection, its loss 0 for inactive rows. kept: [B] bool, rows whose alignment keeps to words; None where none need.
     """
 
-    loss: torch.Tensor
-    active: torch.Tensor
-    text_len: torch.Tensor
-    score: torch.Tensor
-    path: torch.Tensor
+    loss: Tensor
+    active: Tensor
+    text_len: Tensor
+    score: Tensor
+    path: Tensor
     compressed: Compressed
-    kept: torch.Tensor | None = None
+    kept: Tensor | None = None
 
     @property
-    def alignment_score(self):
+    def alignment_score(self) -> Tensor:
         """Scalar, the mean over active rows' segments of score[b, s, path[b, s]]; 0 where no row is active."""
         along = self.score.gather(2, self.path.clamp(min=0).long()[..., None])[..., 0]
         aligned = self.path >= 0
@@ -72,11 +92,24 @@ class CompressAlignTransfer(nn.Module):
         layer_weights: the weight of each encoder layer's loss. The last layer is the one that is aligned.
     Raises:
         ValueError: a method or an option is unknown, or does not fit feat_in.
+    Examples:
+        >>> step = CompressAlignTransfer(8, 4, compress={}, align={}, projection={"dim": 3}, transfer={})
+        >>> type(step.compressor).__name__, type(step.aligner).__name__, step.transfer
+        ('CTCCompressor', 'MonotonicAligner', TransferLoss(loss='cosine', temperature=0.1, negatives=None))
     """
 
     def __init__(
-        self, feat_in, blank, *, compress, align, projection, transfer, normalize="none", layer_weights=(1.0,)
-    ):
+        self,
+        feat_in: int,
+        blank: int,
+        *,
+        compress: Mapping[str, Any],
+        align: Mapping[str, Any],
+        projection: Mapping[str, Any],
+        transfer: Mapping[str, Any],
+        normalize: Normalize = "none",
+        layer_weights: Sequence[float] = (1.0,),
+    ) -> None:
         super().__init__()
         align = dict(align)
         self.within_words, self.layer_weights = align.pop("within_words", False), list(layer_weights)
@@ -88,11 +121,11 @@ class CompressAlignTransfer(nn.Module):
         self.normalize = None if normalize == "none" else TeacherNormalization(projection["dim"], normalize)
         self.transfer = TransferLoss(**transfer)
 
-    def layer_projections(self):
+    def layer_projections(self) -> list[Projection]:
         """The projection of each layer that is taught, in the order of `layer_weights`: list."""
         return [*getattr(self, "lower_projections", ()), self.projection]
 
-    def set_blank(self, blank):
+    def set_blank(self, blank: int) -> None:
         """Follows a recogniser whose vocabulary has changed.
 
         Args:
@@ -101,7 +134,17 @@ class CompressAlignTransfer(nn.Module):
         if isinstance(self.compressor, CTCCompressor):
             self.compressor.options["blank"] = blank
 
-    def forward(self, hidden, frame_len, log_probs, targets, target_len, teacher, *, seed=0):
+    def forward(
+        self,
+        hidden: Tensor | Sequence[Tensor],
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        teacher: "TeacherOutput",
+        *,
+        seed: int = 0,
+    ) -> ComatOutput:
         """One batch's loss.
 
         Args:
@@ -115,7 +158,7 @@ class CompressAlignTransfer(nn.Module):
         Returns:
             ComatOutput.
         """
-        *lower, hidden = [hidden] if isinstance(hidden, torch.Tensor) else hidden
+        *lower, hidden = [hidden] if isinstance(hidden, Tensor) else hidden
         with torch.autocast(hidden.device.type, enabled=False):
             if self.normalize is not None:
                 teacher = teacher._replace(embeddings=self.normalize(teacher.embeddings))
@@ -136,7 +179,16 @@ class CompressAlignTransfer(nn.Module):
                 loss = loss + weight * self._transfer(student, path, plan, kept_len, teacher, seed)
         return ComatOutput(loss, active, text_len, score, path, compressed, kept)
 
-    def _compress(self, hidden, projection, frame_len, log_probs, targets, target_len, teacher):
+    def _compress(
+        self,
+        hidden: Tensor,
+        projection: Projection,
+        frame_len: Tensor,
+        log_probs: Tensor,
+        targets: Tensor,
+        target_len: Tensor,
+        teacher: "TeacherOutput",
+    ) -> tuple[Compressed, Tensor, Tensor]:
         """Compressed of one layer's frames, the projected segments [B, S, Dp], and which are finite [B, S, 1]."""
         hidden, _, usable = usable_frames(hidden.float(), frame_len)
         lengths = (teacher.text_len, teacher.embeddings.shape[1])
@@ -146,25 +198,38 @@ class CompressAlignTransfer(nn.Module):
         finite = compressed.segments.isfinite().all(-1, keepdim=True)
         return compressed, projection(torch.where(finite, compressed.segments, 0)), finite
 
-    def _align(self, score, compressed, teacher):
+    def _align(
+        self, score: Tensor, compressed: Compressed, teacher: "TeacherOutput"
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The aligner's path and plan, and which rows keep to words (None where none need)."""
         kept = None
         if self.within_words:
+            if teacher.words is None:
+                raise ValueError("align.within_words needs the words of both sides' tokens in teacher.words, got None")
             target_word, token_word = teacher.words
             seg_word = segment_words(compressed.seg_label, target_word, self.compressor.options["blank"])
             score, kept = within_words(score, seg_word, token_word, compressed.seg_len, teacher.text_len)
         return *self.aligner(score, compressed.seg_len, teacher.text_len), kept
 
-    def _transfer(self, student, path, plan, text_len, teacher, seed):
+    def _transfer(
+        self,
+        student: Tensor,
+        path: Tensor,
+        plan: Tensor | None,
+        text_len: Tensor,
+        teacher: "TeacherOutput",
+        seed: int,
+    ) -> Tensor:
         """[B] the transfer loss of projected segments that are aligned."""
         n_tokens = teacher.embeddings.shape[1]
         mask = torch.arange(n_tokens, device=student.device) < text_len[:, None]
         student = token_average(student, path, n_tokens) if plan is None else plan_average(student, plan)
         more = {} if teacher.table is None else dict(table=teacher.table, seed=seed)
-        return self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
+        loss: Tensor = self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
+        return loss
 
 
-def _chosen(step, classes, options, **given):
+def _chosen(step: str, classes: Mapping[str, type[nn.Module]], options: Mapping[str, Any], **given: Any) -> nn.Module:
     """Builds the class that options["method"] names from those of the options that its constructor takes."""
     options = dict(options)
     method = options.pop("method", next(iter(classes)))

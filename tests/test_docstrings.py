@@ -11,7 +11,11 @@ import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
 ROOMS = ("compress", "align", "transfer", "teacher", "kernels")
-FILES = [file for room in ROOMS for file in sorted((ROOT / room).glob("*.py"))]
+FILES = [
+    ROOT / "config.py",
+    ROOT / "comat.py",
+    *(file for room in ROOMS for file in sorted((ROOT / room).glob("*.py"))),
+]
 
 
 def module_name(file):

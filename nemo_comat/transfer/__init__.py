@@ -5,6 +5,8 @@ from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
     REDUCTIONS,
+    Loss,
+    Reduction,
     TransferLoss,
     cosine_score,
     reduce_rows,
@@ -13,6 +15,7 @@ from nemo_comat.transfer.losses import (
 )
 from nemo_comat.transfer.normalize import (
     NORMALIZE,
+    Normalize,
     TeacherNormalization,
     VectorStatistics,
     normalize_vectors,
@@ -25,7 +28,10 @@ __all__ = [
     "NORMALIZE",
     "REDUCTIONS",
     "Feedback",
+    "Loss",
+    "Normalize",
     "Projection",
+    "Reduction",
     "TeacherNormalization",
     "TransferLoss",
     "VectorStatistics",

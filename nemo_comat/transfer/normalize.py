@@ -1,12 +1,13 @@
 """Normalisation of the teacher's vectors: their common mean, and their spread, are taken out of them."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-NORMALIZE = ("none", "center", "standardize")
+Normalize = Literal["none", "center", "standardize"]
+NORMALIZE: tuple[Normalize, ...] = get_args(Normalize)
 
 
 class VectorStatistics(NamedTuple):
@@ -76,7 +77,7 @@ class TeacherNormalization(nn.Module):
     deviation: Tensor
     number: Tensor
 
-    def __init__(self, dim: int, normalize: str = "center") -> None:
+    def __init__(self, dim: int, normalize: Normalize = "center") -> None:
         super().__init__()
         if normalize not in NORMALIZE[1:]:
             raise ValueError(f"normalize must be one of {', '.join(NORMALIZE[1:])}; got {normalize!r}")

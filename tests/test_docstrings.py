@@ -10,7 +10,7 @@ import pytest
 import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
-ROOMS = ("compress", "align", "transfer", "teacher", "kernels")
+ROOMS = ("compress", "align", "transfer", "teacher", "kernels", "views")
 FILES = [
     ROOT / "config.py",
     ROOT / "comat.py",

@@ -1,5 +1,9 @@
 """What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
 
+from typing import Any
+
+from omegaconf import DictConfig
+
 from nemo_comat.compress import BLANKS, LABELS, POOLS
 from nemo_comat.teacher import TABLE
 
@@ -31,20 +35,24 @@ NORMALIZE = {
     "standardize": ", less the mean vector, over the deviation",
 }
 # of each option of compress, in words
-OPTIONS = {
+OPTIONS: dict[str, dict[Any, str]] = {
     "labels": dict(zip(LABELS, ("the model's greedy output", "the reference's CTC Viterbi path"), strict=True)),
     "blanks": dict(zip(BLANKS, ("dropped", "kept"), strict=True)),
     "pool": dict(zip(POOLS, ("mean", "mean by posterior", "softmax-weighted mean"), strict=True)),
 }
 
 
-def describe(model):
+def describe(model: Any) -> str:
     """What a model of ours learns from where while it trains, and that inference is unchanged; loads no teacher.
 
     Args:
         model: `ComatCTCModelBPE`, or another model with `ComatMixin`.
     Returns:
         str of a few lines.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> describe(SimpleNamespace(cfg={}))
+        'COMAT is off (no comat block): this trains plain CTC.'
     """
     block = model.cfg.get("comat")
     if block is None or not block.weight:
@@ -65,13 +73,18 @@ def describe(model):
     )
 
 
-def describe_steps(block):
+def describe_steps(block: DictConfig) -> dict[str, str]:
     """The parts of a complete ``comat`` block in words.
 
     Args:
         block: DictConfig as `nemo_comat.config.read_comat_config` gives it.
     Returns:
         dict from "teacher", "compress", "align" and "transfer" to str.
+    Examples:
+        >>> from nemo_comat.config import read_comat_config
+        >>> block = read_comat_config({"compress": {"method": "cif"}, "align": {"method": "one_to_one"}})
+        >>> describe_steps(block)["align"]
+        'segment n with token n'
     """
     words = {key: words[block.compress[key]] for key, words in OPTIONS.items()}
     # a teacher given as a folder is called by the folder's name: where it lay is nobody's business
@@ -86,15 +99,15 @@ def describe_steps(block):
     }
 
 
-def _units(units):
+def _units(units: str) -> str:
     return {"token": "", "word": ", a vector for each word"}[units]
 
 
-def _among(negatives):
+def _among(negatives: int | None) -> str:
     return "the teacher's vocabulary" if negatives is None else f"the batch's and {negatives} other tokens"
 
 
-def _layers(layers):
+def _layers(layers: Any) -> str:
     if layers == TABLE:
         return "table of word embeddings"
     if not isinstance(layers, int):
@@ -102,12 +115,12 @@ def _layers(layers):
     return {-1: "last layer", 0: "word embeddings"}.get(layers, f"layer {layers}")
 
 
-def _frames(model):
+def _frames(model: Any) -> str:
     stride, factor = model.cfg.preprocessor.get("window_stride"), getattr(model.encoder, "subsampling_factor", None)
     return f"frames of {1000 * stride * factor:g} ms" if stride and factor else "frames"
 
 
-def _projection(model):
+def _projection(model: Any) -> str:
     block = model.cfg.comat
     layers = block.encoder_layer
     layer = "last frames" if layers is None else f"layer{'s' * (not isinstance(layers, int))} {layers}"
@@ -116,6 +129,6 @@ def _projection(model):
     return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"
 
 
-def _loss(block):
+def _loss(block: DictConfig) -> str:
     warmup = f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""
     return f"CTC + {block.weight:g} * transfer{warmup}"

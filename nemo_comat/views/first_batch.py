@@ -1,12 +1,26 @@
 """What a first training batch tells: whether the teacher teaches anything at all, and if not, why."""
 
-from nemo_comat.teacher import SENTENCEPIECE_UNKNOWN
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from nemo_comat.teacher import SENTENCEPIECE_UNKNOWN, CachedTeacher, Teacher, TeacherOutput
+
+if TYPE_CHECKING:
+    from nemo_comat.comat import ComatOutput
 
 # share of a batch's tokens from which on a teacher that knows none of them says so
 MOSTLY = 0.9
 
 
-def first_batch_warnings(texts, teacher, read, output, bad_audio):
+def first_batch_warnings(
+    texts: Sequence[str],
+    teacher: Teacher | CachedTeacher,
+    read: TeacherOutput,
+    output: "ComatOutput",
+    bad_audio: Tensor,
+) -> list[str]:
     """What is amiss with a first batch; reads values back from the device, so it is for one batch only.
 
     Args:
@@ -15,12 +29,21 @@ def first_batch_warnings(texts, teacher, read, output, bad_audio):
         output: ComatOutput. bad_audio: [B] bool.
     Returns:
         list of sentences, empty where all is well.
+    Examples:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> teacher, output = SimpleNamespace(unknown_id=7, name="bert"), SimpleNamespace(active=torch.tensor([True]))
+        >>> read = TeacherOutput(torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([[7, 7]]), torch.tensor([False]))
+        >>> first_batch_warnings(["xq zq"], teacher, read, output, torch.tensor([False]))
+        ["COMAT: 2 of the 2 tokens of the first batch are unknown to the teacher 'bert', as in 'xq zq': ..."]
     """
     found = [_why_no_row_is_active(teacher, read, output, bad_audio), _what_is_unknown(texts, teacher, read)]
     return [sentence for sentence in found if sentence]
 
 
-def _why_no_row_is_active(teacher, read, output, bad_audio):
+def _why_no_row_is_active(
+    teacher: Teacher | CachedTeacher, read: TeacherOutput, output: "ComatOutput", bad_audio: Tensor
+) -> str | None:
     if output.active.any():
         return None
     segments, tokens = output.compressed.seg_len, read.text_len
@@ -46,7 +69,7 @@ def _why_no_row_is_active(teacher, read, output, bad_audio):
     )
 
 
-def _what_is_unknown(texts, teacher, read):
+def _what_is_unknown(texts: Sequence[str], teacher: Teacher | CachedTeacher, read: TeacherOutput) -> str | None:
     ids = [row[:length] for row, length in zip(read.token_id.tolist(), read.text_len.tolist())]
     of_unknown = [row.count(teacher.unknown_id) for row in ids]
     total = sum(map(len, ids))

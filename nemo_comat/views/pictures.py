@@ -1,12 +1,19 @@
 """Alignments of a few validation utterances, drawn at each validation for the loggers that take pictures."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from nemo_comat.views.plot import alignment_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class AlignmentPictures(pl.Callback):
@@ -21,31 +28,39 @@ class AlignmentPictures(pl.Callback):
         warn: called with the sentence that says what went wrong.
     """
 
-    def __init__(self, pictures=2, warn=warnings.warn):
+    def __init__(self, pictures: int = 2, warn: Callable[[str], object] = warnings.warn) -> None:
         self.pictures, self._warn = pictures, warn
-        self._batch = None
+        self._batch: list[Tensor] | None = None
 
-    def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        model: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Keeps the utterances at the first time, so that they are the same ones at each validation."""
         if self._batch is None and batch_idx == dataloader_idx == 0 and self._wanted(trainer):
             self._batch = self._guarded(first_rows, model, batch, self.pictures)
 
-    def on_validation_epoch_end(self, trainer, model):
+    def on_validation_epoch_end(self, trainer: pl.Trainer, model: Any) -> None:
         """Draws them."""
         if self._batch is not None and self._wanted(trainer):
-            self._guarded(self._draw, trainer, model)
+            self._guarded(self._draw, trainer, model, self._batch)
 
-    def _draw(self, trainer, model):
+    def _draw(self, trainer: pl.Trainer, model: Any, batch: list[Tensor]) -> None:
         step = trainer.global_step
         with trainer.precision_plugin.val_step_context():
-            alignments = model.alignments(*self._batch)
-        for number, (alignment, text) in enumerate(zip(alignments, model.transcript_texts(*self._batch[2:]))):
+            alignments = model.alignments(*batch)
+        for number, (alignment, text) in enumerate(zip(alignments, model.transcript_texts(*batch[2:]))):
             if alignment is not None:
                 image = alignment_image(alignment, title=f"{text} (step {step})")
                 for logger in trainer.loggers:
                     send_image(logger, f"alignment/{number}", image, f"{text} (step {step})", step)
 
-    def _wanted(self, trainer):
+    def _wanted(self, trainer: pl.Trainer) -> bool:
         # with other strategies one process alone cannot run the model
         whole = isinstance(trainer.strategy, SingleDeviceStrategy) or type(trainer.strategy) is DDPStrategy
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -57,7 +72,7 @@ class AlignmentPictures(pl.Callback):
             and any(takes_images(logger) for logger in trainer.loggers)
         )
 
-    def _guarded(self, call, *arguments):
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except Exception as error:  # a picture is not worth a run
@@ -68,7 +83,7 @@ class AlignmentPictures(pl.Callback):
             self.pictures = 0
 
 
-def first_rows(model, batch, count):
+def first_rows(model: Any, batch: Sequence[Tensor], count: int) -> list[Tensor] | None:
     """The first rows of a batch that the model's teacher reads without loading weights for them.
 
     Args:
@@ -77,6 +92,13 @@ def first_rows(model, batch, count):
         count: most rows.
     Returns:
         list of the four tensors with so many rows, cut to their longest; None where there is no such row.
+    Examples:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> model = SimpleNamespace(reads_at_once=lambda transcript, transcript_len: [False, True])
+        >>> batch = torch.zeros(2, 9), torch.tensor([9, 5]), torch.zeros(2, 3), torch.tensor([3, 2])
+        >>> [tuple(tensor.shape) for tensor in first_rows(model, batch, 2)]
+        [(1, 5), (1,), (1, 2), (1,)]
     """
     signal, signal_len, transcript, transcript_len = batch[:4]
     rows = [i for i, read in enumerate(model.reads_at_once(transcript, transcript_len)) if read][:count]
@@ -86,12 +108,17 @@ def first_rows(model, batch, count):
     return [signal[rows, : signal_len.max()], signal_len, transcript[rows, : transcript_len.max()], transcript_len]
 
 
-def takes_images(logger):
-    """Whether `send_image` can use a logger of Lightning's."""
+def takes_images(logger: object) -> bool:
+    """Whether `send_image` can use a logger of Lightning's.
+
+    Examples:
+        >>> takes_images(object())
+        False
+    """
     return hasattr(logger, "log_image") or hasattr(getattr(logger, "experiment", None), "add_image")
 
 
-def send_image(logger, name, image, caption, step):
+def send_image(logger: Any, name: str, image: "npt.NDArray[np.uint8]", caption: str, step: int) -> None:
     """Gives a picture to a logger of Lightning's.
 
     Args:
@@ -99,6 +126,11 @@ def send_image(logger, name, image, caption, step):
         name: of the series of pictures.
         image: uint8 [height, width, 3].
         caption: str. step: int.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> logger = SimpleNamespace(log_image=lambda key, images, caption, step: print(key, caption, step))
+        >>> send_image(logger, "alignment/0", None, "the dog", 100)
+        alignment/0 ['the dog'] 100
     """
     if hasattr(logger, "log_image"):
         logger.log_image(key=name, images=[image], caption=[caption], step=step)

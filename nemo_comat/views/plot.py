@@ -3,9 +3,19 @@
 import functools
 import math
 import textwrap
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+from torch import Tensor
+
+from nemo_comat.output import PathLike
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 DPI = 130
 # Okabe and Ito's, told apart by colour-blind readers too; neighbouring tokens get different ones
@@ -24,16 +34,16 @@ class Alignment(NamedTuple):
     frames to the next.
     """
 
-    score: torch.Tensor
-    path: torch.Tensor
-    tokens: list
-    labels: list
-    spans: list
-    features: torch.Tensor | None = None
+    score: Tensor
+    path: Tensor
+    tokens: list[str]
+    labels: list[str]
+    spans: list[tuple[float, float]]
+    features: Tensor | None = None
     frame_seconds: float = math.nan
 
 
-def plot_alignment(alignment, file, *, title=""):
+def plot_alignment(alignment: Alignment, file: PathLike, *, title: str = "") -> None:
     """Draws the score of each segment with each token, and the path through it, as a PNG.
 
     Args:
@@ -42,11 +52,20 @@ def plot_alignment(alignment, file, *, title=""):
         title: text above the picture.
     Raises:
         ImportError: matplotlib is missing.
+    Examples:
+        >>> import torch
+        >>> score, spans = torch.eye(2), [(0.0, 0.1), (0.1, 0.2)]
+        >>> alignment = Alignment(score, torch.tensor([0, 1]), ["the", "dog"], ["the", "dog"], spans)
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile(suffix=".png") as file:
+        ...     plot_alignment(alignment, file.name)
+        ...     file.read()[1:4]
+        b'PNG'
     """
     _matrix(alignment, title).savefig(file, dpi=DPI)
 
 
-def alignment_image(alignment, *, title="", dpi=80):
+def alignment_image(alignment: Alignment, *, title: str = "", dpi: float = 80) -> "npt.NDArray[np.uint8]":
     """The picture of `plot_alignment` as pixels, for loggers.
 
     Args:
@@ -57,15 +76,22 @@ def alignment_image(alignment, *, title="", dpi=80):
         numpy uint8 [height, width, 3].
     Raises:
         ImportError: matplotlib is missing.
+    Examples:
+        >>> import torch
+        >>> score, spans = torch.eye(2), [(0.0, 0.1), (0.1, 0.2)]
+        >>> alignment = Alignment(score, torch.tensor([0, 1]), ["the", "dog"], ["the", "dog"], spans)
+        >>> alignment_image(alignment, dpi=20).shape[2], alignment_image(alignment, dpi=20).dtype
+        (3, dtype('uint8'))
     """
     import numpy
 
     figure = _matrix(alignment, title, dpi=dpi)
-    figure.canvas.draw()
-    return numpy.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def plot_utterance(alignment, file, *, title=""):
+def plot_utterance(alignment: Alignment, file: PathLike, *, title: str = "") -> None:
     """Draws an utterance along its time axis as a PNG: log-mel, segments, and which token each of them is aligned with.
 
     Long utterances go over several rows, broken between tokens where they can be.
@@ -77,15 +103,23 @@ def plot_utterance(alignment, file, *, title=""):
     Raises:
         ImportError: matplotlib is missing.
         ValueError: the alignment has no features, or no segment has a place in time.
+    Examples:
+        >>> import torch
+        >>> score, spans = torch.eye(2), [(0.0, 0.1), (0.1, 0.2)]
+        >>> alignment = Alignment(score, torch.tensor([0, 1]), ["the", "dog"], ["the", "dog"], spans)
+        >>> plot_utterance(alignment, "utterance.png")
+        Traceback (most recent call last):
+        ValueError: This alignment has no features or no places in time; draw it with plot_alignment.
     """
-    if alignment.features is None or all(math.isnan(start) for start, _ in alignment.spans):
+    features = alignment.features
+    if features is None or all(math.isnan(start) for start, _ in alignment.spans):
         raise ValueError("This alignment has no features or no places in time; draw it with plot_alignment.")
-    rows = _rows(alignment)
+    rows = _rows(alignment, features.shape[1] * alignment.frame_seconds)
     figure = _figure(WIDTH, 0.5 + ROW_HEIGHT * len(rows))
     grid = figure.add_gridspec(2 * len(rows), 1, height_ratios=[1.2, 1.6] * len(rows))
     for number, (start, end) in enumerate(rows):
         mel = figure.add_subplot(grid[2 * number])
-        _draw_features(mel, alignment)
+        _draw_features(mel, features, alignment.frame_seconds)
         lanes = figure.add_subplot(grid[2 * number + 1], sharex=mel)
         for index in _segments_between(alignment, start, end):
             _draw_segment(mel, lanes, alignment, index)
@@ -98,7 +132,7 @@ def plot_utterance(alignment, file, *, title=""):
     figure.savefig(file, dpi=DPI)
 
 
-def _figure(width, height, dpi=DPI):
+def _figure(width: float, height: float, dpi: float = DPI) -> "Figure":
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -109,12 +143,12 @@ def _figure(width, height, dpi=DPI):
     return figure
 
 
-def _text(text):
+def _text(text: str) -> str:
     # matplotlib would set what stands between two dollars as a formula, and fonts lack the word mark
     return text.replace("$", r"\$").replace("▁", "_")
 
 
-def _matrix(alignment, title, dpi=DPI):
+def _matrix(alignment: Alignment, title: str, dpi: float = DPI) -> "Figure":
     segs, tokens = alignment.score.shape
     # beyond some size the picture would be too large to open, and labels too small to read
     wide, high = min(0.38, 20 / segs), min(0.36, 14 / tokens)
@@ -141,24 +175,27 @@ def _matrix(alignment, title, dpi=DPI):
     return figure
 
 
-def _box(segment, token, linewidth):
+def _box(segment: int, token: int, linewidth: float) -> "Rectangle":
     from matplotlib.patches import Rectangle
 
     return Rectangle((segment - 0.5, token - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=linewidth)
 
 
-def _centre(alignment, segment):
+def _token(alignment: Alignment, segment: int) -> int:
+    return int(alignment.path[segment])
+
+
+def _centre(alignment: Alignment, segment: int) -> float:
     return sum(alignment.spans[segment]) / 2
 
 
-def _segments_between(alignment, start, end):
+def _segments_between(alignment: Alignment, start: float, end: float) -> list[int]:
     """Numbers of the segments whose middle lies in an interval of time; those without a place lie in none."""
     return [s for s in range(len(alignment.spans)) if start <= _centre(alignment, s) < end]
 
 
-def _rows(alignment):
+def _rows(alignment: Alignment, duration: float) -> list[tuple[float, float]]:
     """Intervals of time, one a row: as few as give all labels room, broken between tokens where one ends nearby."""
-    duration = alignment.features.shape[1] * alignment.frame_seconds
     timed = [s for s, (start, _) in enumerate(alignment.spans) if not math.isnan(start)]
     gaps = [
         ((alignment.spans[a][1] + alignment.spans[b][0]) / 2, bool(alignment.path[a] != alignment.path[b]))
@@ -174,38 +211,38 @@ def _rows(alignment):
     return rows
 
 
-def _break_near(gaps, time, reach):
+def _break_near(gaps: Sequence[tuple[float, bool]], time: float, reach: float) -> float:
     """The gap between tokens nearest to a time, within reach; else the gap between segments; else the time itself."""
     between = [at for at, tokens in gaps if tokens and abs(at - time) < reach]
     return min(between or [at for at, _ in gaps] or [time], key=lambda at: abs(at - time))
 
 
-def _has_room(alignment, start, end):
+def _has_room(alignment: Alignment, start: float, end: float) -> bool:
     segments = _segments_between(alignment, start, end)
-    tokens = dict.fromkeys(alignment.path[s].item() for s in segments)
+    tokens = dict.fromkeys(_token(alignment, s) for s in segments)
     room = WIDTH - 1.5
     labels = sum(_width(_label(alignment, s)) for s in segments)
     return labels < room and sum(_token_width(alignment.tokens[n]) for n in tokens) < room
 
 
-def _label(alignment, segment):
+def _label(alignment: Alignment, segment: int) -> str:
     return "" if alignment.labels[segment] == "blank" else alignment.labels[segment]
 
 
 @functools.cache
-def _width(text):
+def _width(text: str) -> float:
     """Width of a text with the room around it, in inches."""
     from matplotlib.textpath import TextPath
 
     return (TextPath((0, 0), _text(text), size=FONT).get_extents().width / 72 + 0.09) if text else 0.0
 
 
-def _token_width(token):
+def _token_width(token: str) -> float:
     # its cosine stands below it
     return max(_width(token), _width("-0.00"))
 
 
-def _spread(centres, widths, low, high):
+def _spread(centres: Sequence[float], widths: Sequence[float], low: float, high: float) -> list[float]:
     """Places nearest to the centres (in the sum of squares) at which labels of these widths do not touch.
 
     Args:
@@ -225,43 +262,43 @@ def _spread(centres, widths, low, high):
     return [max(first, min(place, last)) + offset for place, offset in zip(free, offsets)]
 
 
-def _colour(token):
+def _colour(token: int) -> str:
     return COLOURS[token % len(COLOURS)]
 
 
-def _draw_features(axes, alignment):
-    channels, frames = alignment.features.shape
-    extent = (0, frames * alignment.frame_seconds, 0.5, channels + 0.5)
-    axes.imshow(alignment.features.numpy(), aspect="auto", origin="lower", extent=extent, cmap="gray_r")
+def _draw_features(axes: "Axes", features: Tensor, frame_seconds: float) -> None:
+    channels, frames = features.shape
+    extent = (0, frames * frame_seconds, 0.5, channels + 0.5)
+    axes.imshow(features.numpy(), aspect="auto", origin="lower", extent=extent, cmap="gray_r")
     axes.set_ylabel("log-mel\nchannel", fontsize=FONT)
     axes.tick_params(labelsize=FONT - 1)
 
 
-def _draw_segment(mel, lanes, alignment, segment):
+def _draw_segment(mel: "Axes", lanes: "Axes", alignment: Alignment, segment: int) -> None:
     (start, end), blank = alignment.spans[segment], alignment.labels[segment] == "blank"
-    colour = GREY if blank else _colour(alignment.path[segment].item())
+    colour = GREY if blank else _colour(_token(alignment, segment))
     mel.axvspan(start, end, facecolor=colour, alpha=0.25, linewidth=0)
     for edge in (start, end):
         mel.axvline(edge, color=colour, linewidth=0.7)
     lanes.broken_barh([(start, end - start)], (0.93, 0.07), facecolor=colour, edgecolor="white", linewidth=0.5)
 
 
-def _draw_lanes(axes, alignment, start, end):
+def _draw_lanes(axes: "Axes", alignment: Alignment, start: float, end: float) -> None:
     """Labels, links, tokens and cosines of one row's segments."""
     scale = (end - start) / (WIDTH - 1.5)
     segments = [s for s in _segments_between(alignment, start, end) if alignment.labels[s] != "blank"]
-    by_token = {}
+    by_token: dict[int, list[int]] = {}
     for s in segments:
-        by_token.setdefault(alignment.path[s].item(), []).append(s)
+        by_token.setdefault(_token(alignment, s), []).append(s)
     middle = {n: sum(_centre(alignment, s) for s in own) / len(own) for n, own in by_token.items()}
-    tokens = sorted(by_token, key=middle.get)
+    tokens = sorted(by_token, key=middle.__getitem__)
     widths = [scale * _token_width(alignment.tokens[n]) for n in tokens]
     place = dict(zip(tokens, _spread([middle[n] for n in tokens], widths, start, end)))
     centres = [_centre(alignment, s) for s in segments]
     places = _spread(centres, [scale * _width(_label(alignment, s)) for s in segments], start, end)
     for s, centre, at in zip(segments, centres, places):
-        token = alignment.path[s].item()
-        line = dict(color=_colour(token), linewidth=1, solid_capstyle="round")
+        token = _token(alignment, s)
+        line: dict[str, Any] = dict(color=_colour(token), linewidth=1, solid_capstyle="round")
         axes.plot([centre, at], [0.93, 0.84], **line)
         axes.text(at, 0.78, _text(_label(alignment, s)), ha="center", va="center", fontsize=FONT)
         axes.plot([at, place[token]], [0.72, 0.45], **line)
@@ -273,7 +310,7 @@ def _draw_lanes(axes, alignment, start, end):
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_token(axes, alignment, token, segments, at):
+def _draw_token(axes: "Axes", alignment: Alignment, token: int, segments: list[int], at: float) -> None:
     colour = _colour(token)
     box = dict(boxstyle="round,pad=0.18", facecolor=colour, edgecolor=colour, alpha=0.3)
     axes.text(at, 0.38, _text(alignment.tokens[token]), ha="center", va="center", fontsize=FONT, bbox=box)

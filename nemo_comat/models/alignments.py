@@ -2,23 +2,28 @@
 
 import math
 from inspect import signature
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from nemo_comat.comat import ComatOutput
 from nemo_comat.models.audio import read_audio
 from nemo_comat.models.captured import captured
+from nemo_comat.models.host import Host
 from nemo_comat.models.reference import manifest_text
+from nemo_comat.output import PathLike
 from nemo_comat.views import Alignment
 
 
-class AlignmentMixin:
+class AlignmentMixin(Host):
     """The part of `ComatMixin` that training does without; see there what a model needs."""
 
-    def reads_at_once(self, transcript, transcript_len):
+    def reads_at_once(self, transcript: Tensor, transcript_len: Tensor) -> list[bool]:
         """Whether the teacher reads each row of a batch without loading weights: list of bool, of transcript [B, U]."""
         return [self._teacher.reads_at_once(text) for text in self.transcript_texts(transcript, transcript_len)]
 
-    def read_audio(self, audio):
+    def read_audio(self, audio: PathLike) -> Tensor:
         """Reads an audio file as training did: at the model's sample rate, ``train_ds.channel_selector`` heeded.
 
         Args:
@@ -31,7 +36,7 @@ class AlignmentMixin:
         dataset = self._cfg.get("train_ds") or {}
         return read_audio(audio, self.preprocessor._sample_rate, dataset.get("channel_selector"))
 
-    def align_text(self, audio, text):
+    def align_text(self, audio: PathLike, text: str) -> Alignment:
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
         Args:
@@ -57,7 +62,9 @@ class AlignmentMixin:
             )
         return self._read_alignment(output, features, 0, read)
 
-    def alignments(self, signal, signal_len, transcript, transcript_len):
+    def alignments(
+        self, signal: Tensor, signal_len: Tensor, transcript: Tensor, transcript_len: Tensor
+    ) -> list[Alignment | None]:
         """Aligns each row of a batch, to look at.
 
         Args:
@@ -71,7 +78,9 @@ class AlignmentMixin:
         return [self._read_alignment(output, features, i, t) if active[i] else None for i, t in enumerate(texts)]
 
     @torch.no_grad()
-    def _align(self, signal, signal_len, transcript, transcript_len, texts):
+    def _align(
+        self, signal: Tensor, signal_len: Tensor, transcript: Tensor, transcript_len: Tensor, texts: list[str]
+    ) -> tuple[ComatOutput, Any]:
         mode, _ = self.training, self.eval()
         try:
             with captured(**self._watched(), features=self.preprocessor) as seen:
@@ -81,7 +90,7 @@ class AlignmentMixin:
         finally:
             self.train(mode)
 
-    def _read_alignment(self, output, features, row, text):
+    def _read_alignment(self, output: ComatOutput, features: Any, row: int, text: str) -> Alignment:
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
         stride = self._window_stride()
         seconds = stride * self.encoder.subsampling_factor
@@ -101,7 +110,7 @@ class AlignmentMixin:
             frame_seconds=stride,
         )
 
-    def _window_stride(self):
+    def _window_stride(self) -> float:
         """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""
         default = signature(type(self.preprocessor)).parameters.get("window_stride")
         return self._cfg.preprocessor.get("window_stride", default and default.default)

@@ -1,15 +1,20 @@
 """One audio file as the recogniser hears it: at its sample rate, in one channel."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.utils import logging
 from omegaconf import OmegaConf
+from torch import Tensor
+
+from nemo_comat.output import PathLike
 
 
-def read_audio(file, sample_rate, channel_selector=None):
+def read_audio(file: PathLike, sample_rate: int, channel_selector: str | int | Sequence[int] | None = None) -> Tensor:
     """Reads an audio file for a recogniser of one channel.
 
     Args:
@@ -37,7 +42,7 @@ def read_audio(file, sample_rate, channel_selector=None):
     return torch.as_tensor(one.samples, dtype=torch.float32)
 
 
-def cut_out(item, file):
+def cut_out(item: Mapping[str, Any], file: PathLike) -> str:
     """What a manifest's row names of its audio, as NeMo reads it; it is written where no file holds just that.
 
     Args:
@@ -53,7 +58,7 @@ def cut_out(item, file):
     return str(file)
 
 
-def _channel(file, channels, selector):
+def _channel(file: PathLike, channels: int, selector: Any) -> str | int:
     """What NeMo is told: "average", or the number of a channel that the file has."""
     if OmegaConf.is_list(selector) or isinstance(selector, (list, tuple)):
         if len(selector) != 1:

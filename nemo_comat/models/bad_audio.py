@@ -1,12 +1,15 @@
 """Audio that is no sound: a batch is trained on without it."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 # a sample's most, as large as 32-bit integers that were not scaled; the spectrogram of a larger one may overflow
 LOUDEST = 2.0**31
 
 
-def silence_bad_audio(batch):
+def silence_bad_audio(batch: Any) -> tuple[Any, Tensor]:
     """Turns rows of a batch whose audio has NaN, infinite or impossibly loud samples into silence that says nothing.
 
     One such row makes NeMo's loss NaN, and by it all weights and the statistics of batch norm. Nothing here waits for

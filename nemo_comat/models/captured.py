@@ -1,10 +1,14 @@
 """What a model's parts give while the model works: NeMo's own steps need not be copied for it."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
 
 
 @contextmanager
-def captured(**modules):
+def captured(**modules: nn.Module) -> Iterator[dict[str, Any]]:
     """Keeps the first output of each module that is called inside the block; InterCTC calls the decoder again.
 
     Args:
@@ -12,10 +16,10 @@ def captured(**modules):
     Yields:
         dict from name to output, filled while the block runs.
     """
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def keep_first(name):
-        def hook(module, args, output):
+    def keep_first(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             seen.setdefault(name, output)
 
         return hook

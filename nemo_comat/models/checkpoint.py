@@ -8,13 +8,15 @@ package. What is ours rides in two further members, which NeMo does not read: ``
 import os
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hydra.utils import get_class
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_comat.output import written_beside
 
@@ -23,7 +25,7 @@ COMAT_WEIGHTS = "comat_weights.ckpt"
 COMAT_PREFIX = "comat."
 
 
-def nemo_target(target):
+def nemo_target(target: str) -> str:
     """Import path of the nearest class of NeMo's own among a class's ancestors.
 
     Args:
@@ -37,7 +39,7 @@ def nemo_target(target):
     raise ValueError(f"{target} descends from no class of NeMo's; it cannot be saved as a .nemo file.")
 
 
-def with_comat(connector):
+def with_comat(connector: SaveRestoreConnector | None) -> "ComatSaveRestoreConnector":
     """The connector that a caller hands over, made to heed our part of a ``.nemo`` file.
 
     NeMo hands its plain one over in `from_pretrained`, so that a plain one cannot mean that our part is unwanted.
@@ -55,14 +57,15 @@ def with_comat(connector):
     own = type(connector)
     joined = ComatSaveRestoreConnector
     if own is not SaveRestoreConnector:
-        joined = type(own.__name__, (own, ComatSaveRestoreConnector), {"__module__": own.__module__})
+        made = type(own.__name__, (own, ComatSaveRestoreConnector), {"__module__": own.__module__})
+        joined = cast(type[ComatSaveRestoreConnector], made)
     shared = joined.__new__(joined)
     # the caller goes on setting and reading attributes of the one that was handed over
     shared.__dict__ = connector.__dict__
     return shared
 
 
-def class_path(cls):
+def class_path(cls: type[Any]) -> str:
     """Import path by which files name a class: ours by the public name, which stays when modules are moved.
 
     Args:
@@ -79,7 +82,7 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
 
     _saving = False
 
-    def save_to(self, model, save_path):
+    def save_to(self, model: Any, save_path: str) -> Any:
         """As NeMo's; what is ours goes into members of its own.
 
         Raises:
@@ -96,13 +99,13 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         finally:
             self._saving = False
 
-    def _refuse_used_folder(self, folder):
+    def _refuse_used_folder(self, folder: Path) -> None:
         # NeMo would stop at the first such member and leave the two models mixed
         for name in (self.model_config_yaml, self.model_weights_ckpt, COMAT_CONFIG, COMAT_WEIGHTS):
             if (folder / name).exists():
                 raise FileExistsError(f"{folder} holds a model already ({name}); save into a folder of its own.")
 
-    def _save_state_dict_to_disk(self, state_dict, filepath):
+    def _save_state_dict_to_disk(self, state_dict: Mapping[str, Any], filepath: str) -> None:
         if not self._saving:  # extract_state_dict_from writes weights alone, and wants them whole
             super()._save_state_dict_to_disk(state_dict, filepath)
             return
@@ -115,7 +118,7 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         if ours:
             torch.save(ours, folder / COMAT_WEIGHTS)
 
-    def _make_nemo_file_from_folder(self, filename, source_dir):
+    def _make_nemo_file_from_folder(self, filename: str, source_dir: str) -> None:
         if "://" in str(filename):
             super()._make_nemo_file_from_folder(filename, source_dir)
             return
@@ -123,8 +126,8 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         with written_beside(filename) as partial:
             super()._make_nemo_file_from_folder(str(partial), source_dir)
 
-    def _split_config(self, folder):
-        config = OmegaConf.load(folder / self.model_config_yaml)
+    def _split_config(self, folder: Path) -> None:
+        config: Any = OmegaConf.load(folder / self.model_config_yaml)
         block = config.pop("comat", None)
         if block is not None:
             OmegaConf.save(OmegaConf.create({"target": config.target, "comat": block}), folder / COMAT_CONFIG)
@@ -133,7 +136,9 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
             config.target = nemo_target(config.target)
         OmegaConf.save(config, folder / self.model_config_yaml)
 
-    def load_config_and_state_dict(self, calling_cls, restore_path, override_config_path=None, *args, **kwargs):
+    def load_config_and_state_dict(
+        self, calling_cls: type[Any], restore_path: str, override_config_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As NeMo's, with the config that `read_config` joins where the caller overrides none."""
         if override_config_path is None:
             override_config_path = self.read_config(restore_path)
@@ -143,7 +148,7 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
                 override_config_path.target = nemo_target(override_config_path.target)
         return super().load_config_and_state_dict(calling_cls, restore_path, override_config_path, *args, **kwargs)
 
-    def read_config(self, restore_path):
+    def read_config(self, restore_path: str) -> DictConfig:
         """The config of a ``.nemo`` file or an extracted folder, our block and class included where it has them.
 
         Args:
@@ -165,13 +170,13 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
                 ) from error
             return self._join_config(Path(folder))
 
-    def _join_config(self, folder):
-        config = OmegaConf.load(folder / self.model_config_yaml)
+    def _join_config(self, folder: Path) -> DictConfig:
+        config: Any = OmegaConf.load(folder / self.model_config_yaml)
         if (folder / COMAT_CONFIG).exists():
             config = OmegaConf.merge(config, OmegaConf.load(folder / COMAT_CONFIG))
         return config
 
-    def _load_state_dict_from_disk(self, model_weights, map_location="cpu"):
+    def _load_state_dict_from_disk(self, model_weights: str, map_location: Any = "cpu") -> dict[str, Any]:
         state_dict = super()._load_state_dict_from_disk(model_weights, map_location=map_location)
         ours = os.path.join(os.path.dirname(model_weights), COMAT_WEIGHTS)
         if not os.path.exists(ours):
@@ -181,9 +186,10 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         return state_dict
 
 
-def _warn_of_lost_weights(folder):
+def _warn_of_lost_weights(folder: str) -> None:
     config = Path(folder, COMAT_CONFIG)
-    block = OmegaConf.load(config).get("comat") if config.exists() else None
+    joined: Any = OmegaConf.load(config) if config.exists() else {}
+    block = joined.get("comat")
     if block is not None and block.get("weight", 1) > 0:
         logging.warning(
             f"This .nemo file has a comat block ({COMAT_CONFIG}), but {COMAT_WEIGHTS} is missing in it: the COMAT part "

@@ -1,8 +1,11 @@
 """NeMo's CTC model of characters with COMAT."""
 
+from typing import Any
+
 from nemo.collections.asr.models import EncDecCTCModel
 
 from nemo_comat.models.characters import CharacterTokenizer
+from nemo_comat.models.manifest import Reader
 from nemo_comat.models.mixin import ComatMixin
 
 
@@ -16,9 +19,13 @@ class ComatCTCModel(ComatMixin, EncDecCTCModel):
         ConfigError, TeacherError: as `ComatCTCModelBPE`.
     """
 
-    def _text_tokenizer(self):
+    def _text_tokenizer(self) -> CharacterTokenizer:
         return CharacterTokenizer.of(self.decoding.vocabulary, self._cfg.get("train_ds"))
 
-    def _text_reader(self, dataset):
+    def _text_reader(self, dataset: Any) -> Reader:
         tokenizer = CharacterTokenizer.of(dataset.get("labels") or self._cfg.get("labels"), dataset)
-        return lambda text, lang=None: tokenizer.parse(text)
+
+        def _read(text: Any, lang: Any = None) -> Any:
+            return tokenizer.parse(text)
+
+        return _read

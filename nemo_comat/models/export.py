@@ -7,17 +7,26 @@ sends anything.
 import json
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nemo.collections.asr.metrics.wer import word_error_rate
 from nemo.collections.asr.models import ASRModel
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 import nemo_comat
 from nemo_comat.config import read_comat_config
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.models.manifest import manifest_paths
+from nemo_comat.output import PathLike
 from nemo_comat.views import describe_steps
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
+
+Rates = Sequence[tuple[str, float]]
 
 # the other methods' own papers, by the option that stands for them
 RELATIVES = {
@@ -42,7 +51,7 @@ class ExportError(ValueError):
     """What was asked for cannot be exported; the message says what came and what to do."""
 
 
-def check_nemo_file(file):
+def check_nemo_file(file: PathLike) -> None:
     """Raises ExportError where a path is not a ``.nemo`` file's.
 
     Args:
@@ -55,7 +64,7 @@ def check_nemo_file(file):
         raise ExportError(f"{file} {found}; give a .nemo file.")
 
 
-def plain_model(file):
+def plain_model(file: PathLike) -> Any:
     """The plain CTC model in a ``.nemo`` file, as NeMo alone opens it: a class of NeMo's, none of our weights or keys.
 
     Args:
@@ -75,7 +84,7 @@ def plain_model(file):
     return ASRModel.restore_from(str(file), map_location="cpu").eval()
 
 
-def comat_block(file):
+def comat_block(file: PathLike) -> DictConfig | None:
     """The complete ``comat`` block that a ``.nemo`` file was trained with.
 
     Args:
@@ -88,7 +97,7 @@ def comat_block(file):
     return block if block is not None and block.weight > 0 else None
 
 
-def read_word_error_rate(given):
+def read_word_error_rate(given: str) -> tuple[str, float]:
     """One word error rate as the user gives it.
 
     Args:
@@ -112,7 +121,16 @@ def read_word_error_rate(given):
     return match[1], float(match[2])
 
 
-def model_card(model, block, name, *, wer=(), license=None, language=(), datasets=()):
+def model_card(
+    model: Any,
+    block: DictConfig | None,
+    name: str,
+    *,
+    wer: Rates = (),
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+) -> "ModelCard":
     """Card of a plain CTC model, with the hub's metadata; what is not given or found in the model is not claimed.
 
     Args:
@@ -143,7 +161,15 @@ def model_card(model, block, name, *, wer=(), license=None, language=(), dataset
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n")
 
 
-def _metadata(model, block, name, wer, license, language, datasets):
+def _metadata(
+    model: Any,
+    block: DictConfig | None,
+    name: str,
+    wer: Rates,
+    license: str | None,
+    language: Sequence[str],
+    datasets: Sequence[str],
+) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "automatic-speech-recognition"
@@ -167,7 +193,7 @@ def _metadata(model, block, name, wer, license, language, datasets):
     )
 
 
-def _method(block):
+def _method(block: DictConfig | None) -> str:
     if block is None:
         return "A CTC speech recogniser for [NVIDIA NeMo](https://github.com/NVIDIA/NeMo)."
     steps = describe_steps(block)
@@ -184,7 +210,7 @@ def _method(block):
     )
 
 
-def _facts(model, block):
+def _facts(model: Any, block: DictConfig | None) -> str:
     encoder = model.cfg.encoder
     size = [f"{encoder[key]} {word}" for key, word in (("n_layers", "layers"), ("d_model", "wide")) if key in encoder]
     rows = {
@@ -200,18 +226,18 @@ def _facts(model, block):
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _millions(module):
+def _millions(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g}M"
 
 
-def _tokenizer(model):
+def _tokenizer(model: Any) -> str:
     if getattr(model, "tokenizer", None) is None:
         return f"{len(model.decoder.vocabulary)} characters"
     kind = type(model.tokenizer).__name__.removesuffix("Tokenizer")
     return f"{kind} (`type: {model.cfg.tokenizer.type}`), {model.tokenizer.vocab_size} tokens"
 
 
-def _training_data(cfg, datasets):
+def _training_data(cfg: DictConfig, datasets: Sequence[str]) -> str:
     names = [Path(path).name for path in manifest_paths(cfg.get("train_ds") or OmegaConf.create())]
     said = [f"Datasets: {', '.join(datasets)}."] if datasets else []
     if names:
@@ -219,7 +245,7 @@ def _training_data(cfg, datasets):
     return " ".join(said) or "Not given."
 
 
-def _word_error_rates(wer):
+def _word_error_rates(wer: Rates) -> str:
     if not wer:
         return "Not measured: none was given when this card was written."
     return "\n".join(
@@ -227,7 +253,7 @@ def _word_error_rates(wer):
     )
 
 
-def _use(model, name):
+def _use(model: Any, name: str) -> str:
     cls = type(model).__name__
     return f"""With NeMo alone:
 

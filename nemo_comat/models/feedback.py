@@ -1,24 +1,29 @@
 """Feedback into a model's encoder, in training and at inference: such a model is no plain CTC any more."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from omegaconf import DictConfig
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_comat.config import ConfigError, encoder_layers
+from nemo_comat.models.host import Host
 from nemo_comat.transfer import Feedback
 
 
-class FeedbackMixin:
+class FeedbackMixin(Host):
     """The part of `ComatMixin` that feeds frames back; the key is `comat.feedback`.
 
     What goes back is added where the next layer reads its input: what a layer gives to the transfer loss and to
     InterCTC is from before it.
     """
 
-    def _add_feedback(self):
+    def _add_feedback(self) -> None:
         """Builds what `comat.feedback` asks for, and hooks it into the encoder."""
         # by this name NeMo without this package says what a file needs: such weights are in no plain CTC model
-        self.nemo_comat_feedback = None
+        self.nemo_comat_feedback: Any = None
         block = self._cfg.get("comat")
         if block is None or not block.get("feedback"):
             return
@@ -32,7 +37,7 @@ class FeedbackMixin:
         for number, layer in enumerate(layers):
             self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number), with_kwargs=True)
 
-    def _fit_feedback_to_vocabulary(self):
+    def _fit_feedback_to_vocabulary(self) -> None:
         """Begins the feedback of posteriors anew where there are others than before."""
         size = self._ctc_decoder().num_classes_with_blank
         if self.nemo_comat_feedback is None or self._cfg.comat.feedback != "ctc":
@@ -41,14 +46,14 @@ class FeedbackMixin:
             if fed.back.in_features != size:
                 fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
 
-    def _feedback_layers(self, block):
+    def _feedback_layers(self, block: DictConfig) -> list[int]:
         layers, depth = encoder_layers(block)[0], len(getattr(self.encoder, "layers", ()))
         if None in layers or not depth:
             raise ConfigError(
                 f"model.comat.feedback={block.feedback} needs model.comat.encoder_layer, a layer before the last of "
                 f"{type(self.encoder).__name__}'s {depth}; got {block.encoder_layer}."
             )
-        places = [layer % depth for layer in layers]
+        places = [layer % depth for layer in layers if layer is not None]
         if depth - 1 in places:
             raise ConfigError(
                 f"model.comat.feedback={block.feedback} goes into the layer after each of model.comat.encoder_layer "
@@ -56,8 +61,8 @@ class FeedbackMixin:
             )
         return places
 
-    def _feed(self, number):
-        def hook(module, args, kwargs):
+    def _feed(self, number: int) -> Callable[..., tuple[Any, Any]]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             # Conformers of NeMo name their layers' input
             frames = kwargs["x"] if "x" in kwargs else args[0]
             fed = self.nemo_comat_feedback[number](frames, self._view(frames, number))
@@ -65,7 +70,7 @@ class FeedbackMixin:
 
         return hook
 
-    def _view(self, frames, number):
+    def _view(self, frames: Tensor, number: int) -> Tensor:
         """[B, T, D] frames of a layer in the teacher's space, or as the CTC decoder sees them: [B, T, dim]."""
         if self._cfg.comat.feedback == "ctc":
             # not called as a module: what watches the decoder is to see its own call

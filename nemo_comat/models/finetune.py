@@ -4,6 +4,8 @@ The keys are those of NeMo's own scripts for fine-tuning and for adapters.
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any, cast
 
 from hydra.utils import get_class
 from lightning.pytorch import Trainer
@@ -30,7 +32,7 @@ STEPS = ("tokenizer", "char_labels", "adapter")
 class FinetuneConnector(ComatSaveRestoreConnector):
     """Restores a model whose COMAT part may differ from the file's: then it begins anew, and the log says so."""
 
-    def load_instance_with_state_dict(self, instance, state_dict, strict):
+    def load_instance_with_state_dict(self, instance: Any, state_dict: Mapping[str, Any], strict: bool) -> None:
         """As NeMo's; the file's COMAT part is left out where it does not fit."""
         shapes = [
             {key: value.shape for key, value in weights.items() if key.startswith(COMAT_PREFIX)}
@@ -121,7 +123,7 @@ def recogniser_tokenizer(cfg: DictConfig) -> object:
     return _restore(cfg)[0]._text_tokenizer()
 
 
-def _restore(cfg, trainer=None):
+def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, DictConfig]:
     """Model without data, of the labels that it is to have, and the config's model block with what the file gives."""
     check_start(cfg)
     path, connector = find_file(cfg)
@@ -169,7 +171,8 @@ def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if cfg.model.get("sample_rate") is None:
             cfg.model.sample_rate = own.get("sample_rate") or own.preprocessor.sample_rate
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)["model"])
+    complete: Any = OmegaConf.to_container(cfg, resolve=True)
+    return cast(DictConfig, OmegaConf.create(complete["model"]))
 
 
 def joined(own: DictConfig, given: DictConfig) -> DictConfig:
@@ -186,7 +189,8 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
 
 def change_labels(model: ModelPT, given: DictConfig) -> None:
     """Gives the model the config's new tokenizer or labels, and a new decoder with them."""
-    tokenizer, labels = (given.get(key) or {} for key in ("tokenizer", "char_labels"))
+    tokenizer: Any = given.get("tokenizer") or {}
+    labels: Any = given.get("char_labels") or {}
     if tokenizer.get("update_tokenizer"):
         model.change_vocabulary(new_tokenizer_dir=tokenizer.dir, new_tokenizer_type=tokenizer.type)
     if labels.get("update_labels"):

@@ -1,6 +1,10 @@
 """NeMo's hybrid model, of an RNN-T and a CTC decoder, with COMAT."""
 
+from typing import Any
+
+from lightning.pytorch import Trainer
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel
+from omegaconf import DictConfig
 
 from nemo_comat.config import ConfigError
 from nemo_comat.models.mixin import ComatMixin
@@ -16,7 +20,7 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
         ConfigError, TeacherError: as `ComatCTCModelBPE`; also where ``aux_ctc.ctc_loss_weight`` is 0.
     """
 
-    def __init__(self, cfg, trainer=None):
+    def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         super().__init__(cfg=cfg, trainer=trainer)
         if self.comat is not None and not self.ctc_loss_weight > 0:
             raise ConfigError(
@@ -25,13 +29,13 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
             )
 
     @staticmethod
-    def _ctc_config(cfg):
+    def _ctc_config(cfg: DictConfig) -> DictConfig:
         return cfg.aux_ctc
 
-    def _ctc_decoder(self):
+    def _ctc_decoder(self) -> Any:
         return self.ctc_decoder
 
-    def _log(self, step, numbers):
+    def _log(self, step: dict[str, Any], numbers: dict[str, Any]) -> None:
         # this model of NeMo's logs for itself, the CTC loss alone among it
         del numbers["train_ctc_loss"]
         self.log_dict(numbers)

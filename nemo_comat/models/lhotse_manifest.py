@@ -4,7 +4,9 @@ Tarred data, Lhotse's own cuts and other formats are left to their readers.
 """
 
 import math
+from collections.abc import Mapping
 from numbers import Real
+from typing import Any
 
 from lhotse.serialization import load_yaml
 from nemo.collections.common.data.lhotse.cutset import get_parser_fn, read_nemo_manifest
@@ -30,7 +32,7 @@ from nemo_comat.models.rows import (
 from nemo_comat.models.tally import Tally, beyond
 
 
-def check_lhotse_dataset(dataset, name):
+def check_lhotse_dataset(dataset: Any, name: str) -> None:
     """Checks the plain NeMo manifests of a ``*_ds`` block with use_lhotse.
 
     Args:
@@ -50,7 +52,7 @@ def check_lhotse_dataset(dataset, name):
             )
 
 
-def _check_source(source, name, limits, tally):
+def _check_source(source: Any, name: str, limits: Mapping[str, Any], tally: Tally) -> bool:
     """Checks one block that names data itself; True where it names no more than rows that `tally` has counted."""
     if source.get("manifest_filepath") is None or not _is_plain(source):
         return False
@@ -64,18 +66,18 @@ def _check_source(source, name, limits, tally):
     return local == paths
 
 
-def _reads_nothing(block):
+def _reads_nothing(block: Any) -> bool:
     """Whether NeMo's sampler makes no batch of a block: where there is no offset, it goes by the audio's durations."""
-    options = {**OmegaConf.to_container(block), "force_finite": True}
+    options: Any = OmegaConf.to_container(block)
     try:
-        config = make_structured_with_schema_warnings(OmegaConf.create(options))
+        config = make_structured_with_schema_warnings(OmegaConf.create({**options, "force_finite": True}))
         sampler, _ = get_lhotse_sampler_from_config(config=config, global_rank=0, world_size=1)
         return next(iter(sampler), None) is None
     except Exception:  # what NeMo refuses in a block, it says itself when the model is built
         return False
 
 
-def lhotse_blocks(dataset):
+def lhotse_blocks(dataset: Any) -> list[Any]:
     """The blocks of a ``*_ds`` block that each name data: itself, those of input_cfg, or those of multi_config."""
     listed = dataset.get("input_cfg")
     if listed is not None and not dataset.get("multi_config"):
@@ -85,19 +87,19 @@ def lhotse_blocks(dataset):
     return [dataset] if blocks == [dataset] else [one for block in blocks for one in lhotse_blocks(block)]
 
 
-def multi_blocks(dataset):
+def multi_blocks(dataset: Any) -> list[Any]:
     """The blocks that have settings of their own: a ``*_ds`` block, or, with multi_config, each block within it."""
     if not dataset.get("multi_config"):
         return [dataset]
     return [one for key, one in dataset.items() if isinstance(one, DictConfig) and key != "sampler_weights"]
 
 
-def _is_plain(block):
+def _is_plain(block: Any) -> bool:
     lhotses = any(block.get(key) is not None for key in ("cuts_path", "shar_path", "tarred_audio_filepaths"))
     return not lhotses and get_parser_fn(block.get("type", "nemo")) is read_nemo_manifest
 
 
-def check_lhotse_manifest(path, name, limits, tally):
+def check_lhotse_manifest(path: str, name: str, limits: Mapping[str, Any], tally: Tally) -> int:
     """Checks one plain NeMo manifest as Lhotse reads it; returns the number of its rows.
 
     Args:
@@ -124,7 +126,7 @@ def check_lhotse_manifest(path, name, limits, tally):
     return rows
 
 
-def _check_row(row, path, where):
+def _check_row(row: Mapping[str, Any], path: str, where: str) -> None:
     for key in ("audio_filepath", "duration"):
         if key not in row:
             raise ManifestError(f"{where} has no {key}, which Lhotse's reader needs in each row; give it.")

@@ -5,8 +5,10 @@ what NeMo's datasets do with a row that they keep.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from numbers import Real
+from typing import Any
 
 from nemo.collections.common.tokenizers.aggregate_tokenizer import AggregateTokenizer, TokenizerWrapper
 from nemo.utils import logging
@@ -14,11 +16,24 @@ from nemo.utils.model_utils import _VAL_TEST_FASTPATH_KEY as NESTED
 from omegaconf import DictConfig, ListConfig
 
 from nemo_comat.models.lhotse_manifest import check_lhotse_dataset
-from nemo_comat.models.rows import ManifestError, check_audio, expand, flat, number_of, open_manifest, read_rows, short
+from nemo_comat.models.rows import (
+    ManifestError,
+    Row,
+    check_audio,
+    expand,
+    flat,
+    number_of,
+    open_manifest,
+    read_rows,
+    short,
+)
 from nemo_comat.models.tally import Tally, beyond
 
+# how a dataset reads a text of a language: its token ids, None where it gives the text up
+Reader = Callable[[Any, Any], Any]
 
-def check_dataset(dataset, name, read=None):
+
+def check_dataset(dataset: Any, name: str, read: Reader | None = None) -> None:
     """Checks the manifests of one ``*_ds`` block of a NeMo config, and says how many of their rows training will see.
 
     The hub's data sets are left to their reader. Audio is looked for where it is not in tar files.
@@ -49,7 +64,7 @@ def check_dataset(dataset, name, read=None):
         check_manifests(paths, name, dataset, tarred=tarred, read=read)
 
 
-def text_reader(tokenizer):
+def text_reader(tokenizer: Any) -> Reader:
     """The function of (text, language) by which NeMo's datasets turn a manifest's text to ids.
 
     Args:
@@ -59,19 +74,19 @@ def text_reader(tokenizer):
     return partial(_read_spans, encode) if isinstance(tokenizer, AggregateTokenizer) else encode
 
 
-def _read_spans(encode, text, lang=None):
+def _read_spans(encode: Reader, text: Any, lang: Any = None) -> Any:
     if isinstance(text, list):
         return [i for span in text for i in encode(span["str"], span["lang"])]
     return encode(text, lang)
 
 
-def is_empty(loader):
+def is_empty(loader: Any) -> bool:
     """Whether a loader of NeMo's reads a dataset that knows that it has no rows."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     return hasattr(dataset, "__len__") and len(dataset) == 0
 
 
-def nested_blocks(dataset):
+def nested_blocks(dataset: Mapping[str, Any]) -> list[Any]:
     """The blocks of a ``validation_ds`` or ``test_ds`` that lists several datasets, each with keys of its own."""
     found = dataset.get(NESTED)
     return (
@@ -79,13 +94,13 @@ def nested_blocks(dataset):
     )
 
 
-def is_tarred(dataset):
+def is_tarred(dataset: Mapping[str, Any]) -> bool:
     """Whether NeMo takes a block's audio from tar files."""
     mixed = dataset.get("is_code_switched") or dataset.get("use_dali")
     return bool(dataset.get("is_tarred") or (mixed and dataset.get("tarred_audio_filepaths")))
 
 
-def manifest_paths(dataset):
+def manifest_paths(dataset: Mapping[str, Any]) -> list[str]:
     """Paths that a ``*_ds`` block's manifest_filepath names: one, several joined by commas, or nested lists of them."""
     paths = dataset.get("manifest_filepath") or []
     if isinstance(paths, str):
@@ -95,7 +110,14 @@ def manifest_paths(dataset):
     return [one for path in flat(paths) for one in (path.split(",") if split else [path])]
 
 
-def check_manifests(paths, name, dataset, *, tarred=False, read=None):
+def check_manifests(
+    paths: Iterable[str],
+    name: str,
+    dataset: Mapping[str, Any],
+    *,
+    tarred: bool = False,
+    read: Reader | None = None,
+) -> None:
     """Checks manifests that are read as one; warns of empty transcripts, whose rows take no part in the transfer.
 
     Args:
@@ -130,7 +152,7 @@ def check_manifests(paths, name, dataset, *, tarred=False, read=None):
         )
 
 
-def _say_what_is_left(name, paths, tally):
+def _say_what_is_left(name: str, paths: Iterable[str], tally: Tally) -> None:
     if not tally.rows:
         raise ManifestError(f"{name} has no rows, {', '.join(paths)} is empty; give a file of one JSON object a line.")
     if not tally.kept:
@@ -139,7 +161,7 @@ def _say_what_is_left(name, paths, tally):
         logging.info(f"{name}: {tally.kept} of {tally.rows} rows are left; {tally.why()}.")
 
 
-def _reason_to_leave(row, dataset, read):
+def _reason_to_leave(row: Row, dataset: Mapping[str, Any], read: Reader | None) -> str | None:
     """Why NeMo leaves a row out, or None; raises where it would fail instead."""
     duration = row.item["duration"]
     if duration is not None and (reason := beyond(number_of(duration, "duration", row.where), dataset)):
@@ -157,7 +179,7 @@ def _reason_to_leave(row, dataset, read):
     return "with a text that the parser gives up" if ids is None else None
 
 
-def _check_kept(row, tarred):
+def _check_kept(row: Row, tarred: bool) -> None:
     """Raises for what would stop the training when NeMo comes to the row."""
     if row.item["token_labels"] is not None:
         _check_token_labels(row)
@@ -177,13 +199,13 @@ def _check_kept(row, tarred):
             check_audio(one, row.where)
 
 
-def _check_token_labels(row):
+def _check_token_labels(row: Row) -> None:
     labels = row.item["token_labels"]
     if not isinstance(labels, list) or not all(isinstance(label, Real) for label in labels):
         raise ManifestError(f"{row.where} has token_labels {short(labels)}; give a list of token ids.")
 
 
-def _check_nesting(dataset, name, tarred):
+def _check_nesting(dataset: Mapping[str, Any], name: str, tarred: bool) -> None:
     paths = dataset.get("manifest_filepath")
     behind = tarred or dataset.get("is_concat") or dataset.get("is_code_switched")
     if isinstance(paths, (list, ListConfig)) and not behind and not all(isinstance(path, str) for path in paths):

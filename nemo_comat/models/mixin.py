@@ -3,14 +3,18 @@
 It is a mixin, so that another CTC model of NeMo's becomes one of ours by inheriting it first.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from nemo.core.classes import common
 from nemo.utils import logging, model_utils
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
 
-from nemo_comat.comat import CompressAlignTransfer
+from nemo_comat.comat import ComatOutput, CompressAlignTransfer
 from nemo_comat.config import ConfigError, encoder_layers, read_comat_config, teacher_arguments
 from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
@@ -23,8 +27,8 @@ from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
 from nemo_comat.models.statistics import keep_statistics
 from nemo_comat.models.words import WordFinder
-from nemo_comat.teacher import Pending, build_teacher
-from nemo_comat.transfer import REDUCTIONS, reduce_rows
+from nemo_comat.teacher import CachedTeacher, Pending, Teacher, TeacherOutput, build_teacher
+from nemo_comat.transfer import REDUCTIONS, Reduction, reduce_rows
 from nemo_comat.views import AlignmentPictures, describe, first_batch_warnings
 
 # NeMo 3.0 restores only classes below prefixes that it knows
@@ -33,7 +37,7 @@ if "nemo_comat." not in getattr(common, "ALLOWED_TARGET_PREFIXES", ["nemo_comat.
 
 
 @contextmanager
-def _as_config_error():
+def _as_config_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
@@ -46,7 +50,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
     The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
     """
 
-    def __init__(self, cfg, trainer=None):
+    def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         cfg = model_utils.convert_model_config_to_dict_config(cfg)
         teacher = _complete(cfg, self._ctc_config)
         super().__init__(cfg=cfg, trainer=trainer)
@@ -54,7 +58,11 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):
             self._cfg.target = class_path(type(self))
-        self.comat, self._teacher, self._started, self._is_first_batch = None, teacher, None, True
+        self.comat: CompressAlignTransfer | None = None
+        # None where COMAT is off, as comat is
+        self._teacher: Any = teacher
+        self._is_first_batch = True
+        self._started: tuple[Tensor, Pending] | None = None
         if teacher is not None:
             block = self._cfg.comat
             feat_in = self._feat_in()
@@ -70,19 +78,19 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
             self._words = WordFinder(teacher)
         self._add_feedback()
 
-    def change_vocabulary(self, *args, **kwargs):
+    def change_vocabulary(self, *args: Any, **kwargs: Any) -> None:
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
         super().change_vocabulary(*args, **kwargs)
         self._fit_feedback_to_vocabulary()
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
-    def configure_callbacks(self):
+    def configure_callbacks(self) -> list[Callback]:
         """As Lightning's, and the pictures of alignments."""
         ours = [] if self.comat is None else [AlignmentPictures(self._cfg.comat.pictures, warn=logging.warning)]
         return [*super().configure_callbacks(), *ours]
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
         self._is_first_batch = True
@@ -90,17 +98,19 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
             keep_statistics(self)
         super().on_train_start()
 
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
         if self.comat is not None and self.training and isinstance(batch, (tuple, list)):
-            started = self._ask(self._reference_texts(*batch[2:]), *batch[2:4], torch.device(device))
+            transcript, transcript_len = batch[2:4]
+            texts = self._reference_texts(*batch[2:])
+            started = self._ask(texts, transcript, transcript_len, torch.device(device))
             batch = batch[:4]
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        self._started = started and (batch[2], started)
+        self._started = None if started is None else (batch[2], started)
         return batch
 
-    def training_step(self, batch, batch_nb):
+    def training_step(self, batch: Any, batch_nb: int) -> Any:
         """NeMo's step, plus the weighted transfer loss and what it logs."""
         if self.comat is None:
             return super().training_step(batch, batch_nb)
@@ -129,9 +139,11 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         self._log(step, {**logged, **self._about(output, teacher, bad_audio, reduction)})
         return step
 
-    def _about(self, output, teacher, bad_audio, reduction):
+    def _about(
+        self, output: ComatOutput, teacher: TeacherOutput, bad_audio: Tensor, reduction: Reduction
+    ) -> dict[str, Tensor | float]:
         """What is logged of a step beside its losses: dict from name to number."""
-        numbers = dict(
+        numbers: dict[str, Tensor | float] = dict(
             train_active_fraction=output.active.float().mean(),
             train_alignment_score=output.alignment_score,
             train_text_too_long=teacher.too_long.float().sum(),
@@ -147,12 +159,12 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         return numbers
 
     @property
-    def comat_weight(self):
+    def comat_weight(self) -> float:
         """Weight of the transfer loss at this step: linear from 0 to `weight` over `warmup_steps` optimizer steps."""
         weight, warmup = self._cfg.comat.weight, self._cfg.comat.warmup_steps
         return weight * min(1.0, self.trainer.global_step / warmup) if warmup else weight
 
-    def _feat_in(self):
+    def _feat_in(self) -> int:
         depth = len(getattr(self.encoder, "layers", ()))
         for layer in self._layers:
             if layer is None:
@@ -166,32 +178,34 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         return self._cfg.encoder.d_model
 
     @property
-    def _layers(self):
+    def _layers(self) -> list[int | None]:
         return encoder_layers(self._cfg.comat)[0]
 
-    def _watched(self):
+    def _watched(self) -> dict[str, nn.Module]:
         watched = dict(encoder=self.encoder, decoder=self._ctc_decoder())
         if self._layers != [None]:
             watched.update({f"layer {layer}": self.encoder.layers[layer] for layer in self._layers})
         return watched
 
-    def _teacher_output(self, transcript, transcript_len, samples=None):
+    def _teacher_output(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> TeacherOutput:
         return self._pending(transcript, transcript_len, samples).result()
 
-    def _pending(self, transcript, transcript_len, samples=None):
+    def _pending(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> Pending:
         """What was started for this batch; where no trainer moved it to the device, it is started now."""
         (of, started), self._started = self._started or (None, None), None
-        if of is not transcript:
+        if started is None or of is not transcript:
             texts = self._reference_texts(transcript, transcript_len, samples)
             started = self._ask(texts, transcript, transcript_len, transcript.device)
         return started
 
-    def _ask(self, texts, transcript, transcript_len, device):
+    def _ask(self, texts: Sequence[str], transcript: Tensor, transcript_len: Tensor, device: torch.device) -> Pending:
         """The teacher's answer to a batch's texts, with what this model's loss needs beside it."""
 
-        def with_what_the_loss_needs(output):
+        comat = cast(CompressAlignTransfer, self.comat)
+
+        def with_what_the_loss_needs(output: TeacherOutput) -> TeacherOutput:
             """The TeacherOutput with words and table where they are asked for."""
-            if self.comat.within_words:
+            if comat.within_words:
                 given = (self._text_tokenizer(), texts, transcript, transcript_len)
                 output = output._replace(words=self._words.find(*given, output.embeddings.shape[1], device))
             if self._cfg.comat.transfer.loss == "classify":
@@ -200,44 +214,47 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
 
         return Pending(self._teacher, texts, device, add=with_what_the_loss_needs)
 
-    def _comat_output(self, seen, transcript, transcript_len, teacher):
+    def _comat_output(
+        self, seen: dict[str, Any], transcript: Tensor, transcript_len: Tensor, teacher: TeacherOutput
+    ) -> ComatOutput:
         encoded, encoded_len = seen["encoder"][:2]
         log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
         hidden = [encoded.transpose(1, 2) if layer is None else seen[f"layer {layer}"] for layer in self._layers]
         # equal at equal steps, whether or not a run was stopped between
         seed = 0 if self._trainer is None else self._trainer.global_step
         # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
-        return self.comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher, seed=seed)
+        comat = cast(CompressAlignTransfer, self.comat)
+        return comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher, seed=seed)
 
     @staticmethod
-    def _ctc_config(cfg):
+    def _ctc_config(cfg: DictConfig) -> DictConfig:
         return cfg
 
-    def _ctc_decoder(self):
+    def _ctc_decoder(self) -> Any:
         return self.decoder
 
-    def _log(self, step, numbers):
+    def _log(self, step: dict[str, Any], numbers: dict[str, Any]) -> None:
         step["log"].update(numbers)
 
-    def _text_tokenizer(self):
+    def _text_tokenizer(self) -> Any:
         return self.tokenizer
 
     @property
-    def _reads_manifest(self):
+    def _reads_manifest(self) -> bool:
         block = self._cfg.get("comat")
         return block is not None and block.weight > 0 and block.teacher.text == "manifest"
 
-    def _reference_texts(self, transcript, transcript_len, samples=None):
+    def _reference_texts(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> list[str]:
         if self._reads_manifest:
             return manifest_texts(self._train_dl, samples)
         return self.transcript_texts(transcript, transcript_len)
 
-    def transcript_texts(self, transcript, transcript_len):
+    def transcript_texts(self, transcript: Tensor, transcript_len: Tensor) -> list[str]:
         """Texts of a batch's transcripts [B, U] with lengths [B], as the recogniser gives them back: list of str."""
         return reference_texts(self._text_tokenizer(), transcript, transcript_len)
 
 
-def _complete(cfg, ctc_config):
+def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -> Teacher | CachedTeacher | None:
     """Checks and completes cfg.comat in place; returns the teacher (nothing loaded), or None where COMAT is off."""
     if cfg.get("comat") is None:
         return None

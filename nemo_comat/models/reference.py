@@ -5,13 +5,17 @@ punctuation. NeMo's batches carry token ids only; for the manifest's text its re
 says which samples a batch holds.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from nemo_comat.config import ConfigError
 from nemo_comat.teacher import SENTENCEPIECE_UNKNOWN
 
 
-def reference_text(tokenizer, ids):
+def reference_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """A transcript as the recogniser's tokenizer gives it back.
 
     Args:
@@ -21,7 +25,7 @@ def reference_text(tokenizer, ids):
     return tokenizer.ids_to_text(ids).replace("<unk>", SENTENCEPIECE_UNKNOWN).strip()
 
 
-def reference_texts(tokenizer, transcript, transcript_len):
+def reference_texts(tokenizer: Any, transcript: Tensor, transcript_len: Tensor) -> list[str]:
     """`reference_text` of each row of a batch.
 
     Args:
@@ -33,7 +37,7 @@ def reference_texts(tokenizer, transcript, transcript_len):
     return [reference_text(tokenizer, ids[:length]) for ids, length in rows]
 
 
-def manifest_text(parts):
+def manifest_text(parts: Iterable[Any]) -> str:
     """One utterance's text as its manifest has it.
 
     Args:
@@ -44,7 +48,7 @@ def manifest_text(parts):
     return " ".join(text.strip() for text in texts if text.strip())
 
 
-def name_samples(loader):
+def name_samples(loader: Any) -> None:
     """Makes a NeMo training loader add to each batch, as its fifth item, which samples it holds.
 
     It is set on the reader and not in its config, which a checkpoint keeps and which plain NeMo cannot train with.
@@ -67,7 +71,7 @@ def name_samples(loader):
         )
 
 
-def manifest_texts(loader, samples):
+def manifest_texts(loader: Any, samples: Any) -> list[str]:
     """`manifest_text` of each row of a batch.
 
     Args:
@@ -87,7 +91,7 @@ def manifest_texts(loader, samples):
     return [manifest_text(supervision.text for supervision in cut.supervisions) for cut in samples]
 
 
-def reader_of(loader):
+def reader_of(loader: Any) -> Any:
     """The dataset that reads what a NeMo loader gives."""
     # DALI's reader is its own loader, and Lhotse wraps its reader where it samples in the workers
     reader = getattr(loader, "dataset", loader)

@@ -7,6 +7,9 @@ after the batch and saves nothing; and a run that it resumes in mid-epoch shuffl
 import random
 import signal
 import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,28 +21,28 @@ from torch.utils.data import BatchSampler, RandomSampler, Sampler
 STATE = "nemo_comat_resume"
 
 
-class EpochSampler(Sampler):
+class EpochSampler(Sampler[int]):
     """Shuffles by seed and epoch alone, so that the order of an epoch is known without those before it.
 
     Args:
         size: number of items. seed: int.
     """
 
-    def __init__(self, size, seed):
+    def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch, self.begin = size, seed, 0, (0, 0)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Lightning calls it before each epoch."""
         self.epoch = epoch
 
-    def begin_at(self, epoch, item):
+    def begin_at(self, epoch: int, item: int) -> None:
         """Leaves out the first items of one epoch, which were seen before the run was stopped."""
         self.epoch, self.begin = epoch, (epoch, item)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator).tolist()
         yield from order[self.begin[1] if self.epoch == self.begin[0] else 0 :]
@@ -53,10 +56,14 @@ class Resumable(pl.Callback):
     SIGTERM does; a second one ends it at once, as Lightning would have it.
     """
 
-    def __init__(self):
-        self._stopped, self._sampler, self._on_interrupt = None, None, None
+    def __init__(self) -> None:
+        self._stopped: Mapping[str, Any] | None = None
+        self._sampler: EpochSampler | None = None
+        self._on_interrupt: Any = None
 
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Adds where the epoch stands, and the state of the random numbers."""
         checkpoint[STATE] = {
             "epoch": trainer.current_epoch,
@@ -65,11 +72,13 @@ class Resumable(pl.Callback):
             "random": random_state(),
         }
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Keeps them until the data is there."""
         self._stopped = checkpoint.get(STATE)
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Puts the order of the data under control, before Lightning asks for the first batches."""
         loader, stopped = pl_module.train_dataloader(), self._stopped or {}
         if trainer.world_size > 1 or not is_shuffled(loader):
@@ -79,38 +88,38 @@ class Resumable(pl.Callback):
         self._sampler.begin_at(stopped.get("epoch", 0), stopped.get("batches", 0) * loader.batch_size)
         loader.batch_sampler.sampler = self._sampler
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hears Ctrl-C, where it is not ignored, as in the background, and where Lightning hears SIGTERM."""
         in_main = threading.current_thread() is threading.main_thread()
         heard = callable(signal.getsignal(signal.SIGINT)) and callable(signal.getsignal(signal.SIGTERM))
         if trainer.world_size == 1 and in_main and heard:
             self._on_interrupt = signal.signal(signal.SIGINT, self._interrupt)
 
-    def on_train_epoch_start(self, trainer, pl_module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings the random numbers of a resumed run back, once."""
         if self._stopped and trainer.world_size == 1:
             set_random_state(self._stopped["random"])
         self._stopped = None
 
-    def _interrupt(self, number, frame):
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C is SIGTERM, once: in the middle of a step there is nothing whole to save."""
         self._give_interrupt_back()
         logging.info("Stopping after this batch, with a checkpoint; Ctrl-C again stops at once, without one.")
         signal.raise_signal(signal.SIGTERM)
 
-    def _give_interrupt_back(self):
+    def _give_interrupt_back(self) -> None:
         if self._on_interrupt is not None:
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._on_interrupt = None
 
-    def teardown(self, trainer, pl_module, stage):
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Ctrl-C to whom it belongs."""
         self._give_interrupt_back()
 
-    def on_exception(self, trainer, pl_module, exception):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves the checkpoint, where the exception is Lightning's answer to SIGTERM."""
         self._give_interrupt_back()
-        saver = trainer.checkpoint_callback
+        saver: Any = trainer.checkpoint_callback
         if trainer.world_size > 1 or not isinstance(exception, SIGTERMException) or saver is None:
             return
         # as NeMo's PreemptionCallback does it, so that exp_manager finds it
@@ -121,18 +130,18 @@ class Resumable(pl.Callback):
         )
 
 
-def is_shuffled(loader):
+def is_shuffled(loader: Any) -> bool:
     """True for PyTorch's own shuffled batches of map-style data."""
     return type(getattr(loader, "batch_sampler", None)) is BatchSampler and type(loader.sampler) is RandomSampler
 
 
-def random_state():
+def random_state() -> dict[str, Any]:
     """States of the random numbers of Python, NumPy, PyTorch and its GPUs."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_state(state):
+def set_random_state(state: Mapping[str, Any]) -> None:
     """Sets what `random_state` gave; on another number of GPUs, theirs stay as they are."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])

@@ -3,15 +3,17 @@
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 from nemo.collections.asr.data.audio_to_text import expand_sharded_filepaths
 from nemo.collections.common.parts.preprocessing.manifest import item_iter
 from nemo.utils.data_utils import DataStoreObject, is_datastore_path
 
 from nemo_comat.models.reference import manifest_text
+from nemo_comat.output import PathLike
 
 # what Python reads a byte as that is no text in a file's encoding
 NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -25,11 +27,11 @@ class Row(NamedTuple):
     """One row of a manifest: where it is, the JSON object as it stands, and what NeMo's reader makes of it."""
 
     where: str
-    given: dict
-    item: dict
+    given: dict[str, Any]
+    item: dict[str, Any]
 
 
-def read_rows(path):
+def read_rows(path: PathLike) -> Iterator[Row]:
     """Rows of one manifest, as NeMo's reader gives them.
 
     Args:
@@ -51,7 +53,7 @@ def read_rows(path):
         yield Row(where, given, item)
 
 
-def read_texts(path):
+def read_texts(path: PathLike) -> Iterator[str]:
     """Transcripts of one manifest, a string for each row, "" where it has none; rows need neither audio nor duration.
 
     Args:
@@ -70,7 +72,7 @@ def read_texts(path):
             ) from error
 
 
-def _text_of(given):
+def _text_of(given: Mapping[str, Any]) -> Any:
     """The text of a row by the keys that NeMo's reader looks for, in its order."""
     if "text" in given or "text_filepath" not in given:
         return given.get("text", given.get("normalized_text"))
@@ -78,7 +80,7 @@ def _text_of(given):
         return file.read().replace("\n", "")
 
 
-def read_objects(path):
+def read_objects(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
     """Pairs of line number and JSON object of one manifest, whatever its keys are; empty lines are left out.
 
     Args:
@@ -91,7 +93,7 @@ def read_objects(path):
             yield number, parse_object(line, f"{path} line {number}")
 
 
-def parse_object(line, where):
+def parse_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object of a line; where: how messages call it. Raises ManifestError where it is none."""
     try:
         row = json.loads(line)
@@ -102,7 +104,7 @@ def parse_object(line, where):
     return row
 
 
-def read_lines(path):
+def read_lines(path: PathLike) -> Iterator[tuple[int, str]]:
     """Pairs of number and stripped text of a file's lines; raises ManifestError, as `read_objects`."""
     # as NeMo opens it, in the locale's encoding
     with open_manifest(path) as lines:
@@ -116,7 +118,7 @@ def read_lines(path):
         yield from ((number, line.strip()) for number, line in enumerate(lines, 1))
 
 
-def open_manifest(path):
+def open_manifest(path: PathLike) -> TextIO:
     """The text file of a manifest, fetched from a data store where it is in one; bytes that are no text are kept.
 
     Args:
@@ -138,7 +140,7 @@ def open_manifest(path):
         raise ManifestError(f"{path} cannot be read ({error.strerror}).") from error
 
 
-def _refusal(error, given):
+def _refusal(error: Exception, given: Mapping[str, Any]) -> str:
     """What NeMo's reader says of a row, with what to do."""
     lacking = re.search(r"without proper (.+) key", str(error))
     if lacking:
@@ -156,15 +158,15 @@ def _refusal(error, given):
     return f"is refused by NeMo's reader ({type(error).__name__}: {error}); mend or remove it."
 
 
-def number_of(value, key, where):
+def number_of(value: Any, key: str, where: str) -> float:
     """The value, if it is a number; where: how messages call its row. Raises ManifestError otherwise."""
     if not isinstance(value, Real):
         what = f"{short(value)}, a {type(value).__name__}"
         raise ManifestError(f"{where} has {key} {what}; give seconds as a number.")
-    return value
+    return cast(float, value)
 
 
-def check_audio(audio, where):
+def check_audio(audio: str, where: str) -> None:
     """Raises ManifestError where an audio file is missing or a folder; data stores are not looked into.
 
     Args:
@@ -181,18 +183,18 @@ def check_audio(audio, where):
         )
 
 
-def short(value, most=60):
+def short(value: object, most: int = 60) -> str:
     """A value as messages show it, cut to so many characters."""
     said = json.dumps(value, ensure_ascii=False, default=str)
     return said if len(said) <= most else f"{said[:most]}…"
 
 
-def expand(path):
+def expand(path: str) -> list[str]:
     """Paths that NeMo's brace patterns stand for, such as manifest__OP_0..7_CL_.json; one path where there is none."""
     return expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0)
 
 
-def flat(paths):
+def flat(paths: Iterable[Any]) -> Iterator[str]:
     """The paths in nested lists."""
     for path in paths:
         if isinstance(path, str):

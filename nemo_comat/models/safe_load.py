@@ -10,6 +10,9 @@ import re
 import sys
 import typing
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import omegaconf
@@ -22,25 +25,25 @@ TYPING = [getattr(typing, name) for name in ("Any", "Dict", "List", "Optional", 
 SETTINGS = ("Config", "Params", "Item")
 
 
-def settings_types():
+def settings_types() -> list[Any]:
     """The types of what NeMo's checkpoints hold beside tensors, as far as they are imported.
 
     Returns:
         list of types and of NumPy's functions that make arrays.
     """
-    numpy_types = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    numpy_types: set[Any] = {type(np.dtype(code)) for code in np.typecodes["All"]}
     makers = {value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))}
     numpy_types |= {np.ndarray, np.dtype, *makers}
     omegaconf_types = {omegaconf.base.Metadata, omegaconf.base.ContainerMetadata, *_descendants(omegaconf.base.Node)}
     return [*PLAIN, *TYPING, *numpy_types, *omegaconf_types, *_nemo_settings()]
 
 
-def allow_settings():
+def allow_settings() -> None:
     """Names `settings_types` to `torch.load(weights_only=True)`, for the whole process."""
     torch.serialization.add_safe_globals(settings_types())
 
 
-def check_checkpoint(path):
+def check_checkpoint(path: str | Path | IO[bytes]) -> None:
     """Reads a checkpoint without its weights' values, to see that it holds tensors and settings alone.
 
     Args:
@@ -67,11 +70,11 @@ def check_checkpoint(path):
         path.seek(0)
 
 
-def _descendants(cls):
+def _descendants(cls: type[Any]) -> set[type[Any]]:
     return {cls}.union(*(_descendants(child) for child in cls.__subclasses__()))
 
 
-def _nemo_settings():
+def _nemo_settings() -> Iterator[type[Any]]:
     for name, module in list(sys.modules.items()):
         if name.startswith("nemo."):
             for cls in list(vars(module).values()):

@@ -1,8 +1,13 @@
 """Ways of a model with COMAT into files and out of them."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
 
 from nemo_comat.models.checkpoint import COMAT_PREFIX, with_comat
+from nemo_comat.models.host import Host
 from nemo_comat.models.safe_load import check_checkpoint
 
 FEEDBACK_PREFIX = "nemo_comat_feedback."
@@ -10,7 +15,9 @@ FEEDBACK_PREFIX = "nemo_comat_feedback."
 STATISTICS_PREFIX = f"{COMAT_PREFIX}normalize."
 
 
-def _as_ours(state_dict, ours, prefix, lacking, spare=None):
+def _as_ours(
+    state_dict: Mapping[str, Any], ours: Mapping[str, Any], prefix: str, lacking: str, spare: str | None = None
+) -> Mapping[str, Any]:
     """Weights that have a part where our model has it, and nowhere else.
 
     Args:
@@ -30,10 +37,12 @@ def _as_ours(state_dict, ours, prefix, lacking, spare=None):
     return state_dict
 
 
-class SavingMixin:
+class SavingMixin(Host):
     """The part of `ComatMixin` that sees to ``.nemo`` and ``.ckpt`` files."""
 
-    def load_state_dict(self, state_dict, strict=True, *args, **kwargs):
+    _save_restore_connector: SaveRestoreConnector
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any) -> Any:
         """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off."""
         ours = self.state_dict()
         state_dict = _as_ours(
@@ -54,18 +63,18 @@ class SavingMixin:
         state_dict = _as_ours(state_dict, ours, FEEDBACK_PREFIX, "These weights have no feedback: it begins as none.")
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
 
-    def save_to(self, save_path):
+    def save_to(self, save_path: str) -> None:
         """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""
         self._save_restore_connector = with_comat(self._save_restore_connector)
         super().save_to(save_path)
 
     @classmethod
-    def update_save_restore_connector(cls, save_restore_connector):
+    def update_save_restore_connector(cls, save_restore_connector: Any) -> None:
         """As NeMo's, with our part heeded: all of NeMo's ways into a ``.nemo`` file set their connector here."""
         super().update_save_restore_connector(with_comat(save_restore_connector))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path, *args, weights_only=True, **kwargs):
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any) -> Any:
         """As NeMo's; weights_only=False reads a ``.ckpt`` whose pickles do more, of someone who is trusted."""
         if weights_only:
             check_checkpoint(checkpoint_path)

@@ -1,7 +1,11 @@
 """Statistics of the teacher's vectors over a model's training texts, taken before training starts."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from lightning.pytorch.utilities.seed import isolate_rng
 from nemo.utils import logging
+from torch import Tensor
 
 from nemo_comat.config import ConfigError
 from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reader_of, reference_text
@@ -11,7 +15,7 @@ from nemo_comat.transfer import vector_statistics
 TOGETHER = 64
 
 
-def keep_statistics(model):
+def keep_statistics(model: Any) -> None:
     """Takes the statistics that `comat.teacher.normalize` needs; all ranks get those of the first.
 
     Args:
@@ -35,13 +39,13 @@ def keep_statistics(model):
     model.comat.normalize.keep(model.trainer.strategy.broadcast(found))
 
 
-def _vectors(model, most):
+def _vectors(model: Any, most: int) -> Iterator[Tensor]:
     """Vectors [n, Dp] of training texts: the cache's where there is one, else of texts that are embedded now."""
     teacher = model._teacher
     if hasattr(teacher, "cache"):
         yield from teacher.cache.sample(most)
         return
-    batch = []
+    batch: list[str] = []
     for text in training_texts(model, most):
         batch.append(text)
         if len(batch) == TOGETHER:
@@ -50,7 +54,7 @@ def _vectors(model, most):
     yield from (row.vectors for row in teacher.embed(batch, model.device))
 
 
-def training_texts(model, most):
+def training_texts(model: Any, most: int) -> Iterator[str]:
     """Training texts as the teacher gets them, at most so many, the same at each call.
 
     Args:
@@ -69,11 +73,11 @@ def training_texts(model, most):
     yield from _texts_of_batches(model, most)
 
 
-def _as_read(model, item):
+def _as_read(model: Any, item: Any) -> str:
     return reference_text(model._text_tokenizer(), [int(i) for i in item.text_tokens])
 
 
-def _texts_of_batches(model, most):
+def _texts_of_batches(model: Any, most: int) -> Iterator[str]:
     # a loader of its own: the one that trains begins with its first batch
     loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
     if model._reads_manifest:

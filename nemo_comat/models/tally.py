@@ -1,22 +1,26 @@
 """Counts the rows of manifests that are left, and says why the others are not."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Tally:
     """Rows kept and left out of the manifests that one ``*_ds`` block names."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rows = self.kept = 0
-        self._reasons = {}  # a reason's count of rows, and where the first of them is
+        self._reasons: dict[str, tuple[int, str]] = {}  # a reason's count of rows, and where the first of them is
 
-    def add(self, where, reason=None):
+    def add(self, where: str, reason: str | None = None) -> None:
         """Counts a row; where: how messages call it. reason: why it is left out, or None where it is kept."""
         self.rows += 1
         if reason is None:
             self.kept += 1
         else:
-            self._reasons.setdefault(reason, [0, where])[0] += 1
+            count, first = self._reasons.get(reason, (0, where))
+            self._reasons[reason] = count + 1, first
 
-    def why(self):
+    def why(self) -> str:
         """The reasons in words, each with its count and its first row."""
         return "; ".join(f"{count} {reason}, the first in {first}" for reason, (count, first) in self._reasons.items())
 
@@ -25,7 +29,7 @@ class Tally:
         return f"{name} has no rows left of {self.rows}: {self.why()}; change these limits, or give other manifests."
 
 
-def beyond(duration, limits):
+def beyond(duration: float, limits: Mapping[str, Any]) -> str | None:
     """Why a duration is outside a block's limits, or None.
 
     Args:

@@ -1,6 +1,7 @@
 """How long training will take, said after a few steps and then at the end of each validation."""
 
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 from nemo.utils import logging
@@ -16,14 +17,16 @@ class TimeLeft(pl.Callback):
     that of all that happened since the first steps, validations and checkpoints as well.
     """
 
-    def __init__(self):
-        self._begin, self._steps, self._said = None, 0, False
+    def __init__(self) -> None:
+        self._begin, self._steps = 0.0, 0
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts this run's own batches alone, also where it goes on with another's."""
-        self._begin, self._steps, self._said = None, 0, False
+        self._begin, self._steps = 0.0, 0
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Says it once, when enough steps were seen."""
         self._steps += 1
         if self._steps == LEFT_OUT:
@@ -31,12 +34,12 @@ class TimeLeft(pl.Callback):
         if self._steps == LEFT_OUT + MEASURED:
             self._say(trainer)
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it again, with what validation takes."""
         if not trainer.sanity_checking and self._steps > LEFT_OUT + MEASURED:
             self._say(trainer)
 
-    def _say(self, trainer):
+    def _say(self, trainer: pl.Trainer) -> None:
         left = batches_left(trainer)
         if trainer.is_global_zero and left:
             seconds = (time.monotonic() - self._begin) / (self._steps - LEFT_OUT)
@@ -46,7 +49,7 @@ class TimeLeft(pl.Callback):
             )
 
 
-def batches_left(trainer):
+def batches_left(trainer: Any) -> int | None:
     """Batches until max_epochs or max_steps end training; None where nobody knows.
 
     Args:
@@ -64,7 +67,7 @@ def batches_left(trainer):
     return max(0, int(min(ends))) if ends else None
 
 
-def in_words(seconds):
+def in_words(seconds: float) -> str:
     """A time as one reads it: seconds, minutes, or hours.
 
     Args:

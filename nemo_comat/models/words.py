@@ -1,16 +1,22 @@
 """Words of a batch's texts, as the recogniser's and the teacher's tokens spell them."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.models.reference import reference_text
-from nemo_comat.teacher import upload
+from nemo_comat.teacher import CachedTeacher, Teacher, upload
+
+Key = TypeVar("Key")
 
 # texts whose words are kept; small corpora train for many epochs
 REMEMBERED = 100_000
 
 
-def target_words(tokenizer, ids: list[int]) -> list[int]:
+def target_words(tokenizer: Any, ids: list[int]) -> list[int]:
     """The word of each of a transcript's tokens, counted from 0 as the text of the tokens up to it has words.
 
     Args:
@@ -28,10 +34,20 @@ class WordFinder:
         teacher: `Teacher` or `CachedTeacher`.
     """
 
-    def __init__(self, teacher):
-        self.teacher, self._targets, self._texts = teacher, {}, {}
+    def __init__(self, teacher: Teacher | CachedTeacher) -> None:
+        self.teacher = teacher
+        self._targets: dict[tuple[int, ...], list[int]] = {}
+        self._texts: dict[str, list[int]] = {}
 
-    def find(self, tokenizer, texts, transcript, transcript_len, n_tokens, device):
+    def find(
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        transcript: Tensor,
+        transcript_len: Tensor,
+        n_tokens: int,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
         """Words of one batch.
 
         Args:
@@ -45,10 +61,15 @@ class WordFinder:
         targets = _remembered(self._targets, rows, lambda new: [target_words(tokenizer, list(row)) for row in new])
         tokens = _remembered(self._texts, texts, self.teacher.word_indices)
         sizes = (transcript.shape[1], n_tokens)
-        return tuple(upload(_padded(words, size), device) for words, size in zip((targets, tokens), sizes))
+        target_ids, token_ids = (
+            upload(_padded(words, size), device) for words, size in zip((targets, tokens), sizes)
+        )
+        return target_ids, token_ids
 
 
-def _remembered(memory, keys, find):
+def _remembered(
+    memory: dict[Key, list[int]], keys: Sequence[Key], find: Callable[[list[Key]], Iterable[list[int]]]
+) -> list[list[int]]:
     new = [key for key in dict.fromkeys(keys) if key not in memory]
     if len(memory) + len(new) > REMEMBERED:
         memory.clear()
@@ -57,6 +78,6 @@ def _remembered(memory, keys, find):
     return [memory[key] for key in keys]
 
 
-def _padded(rows, size):
-    rows = pad_sequence([torch.tensor(row[:size], dtype=torch.int64) for row in rows], batch_first=True)
-    return torch.nn.functional.pad(rows, (0, size - rows.shape[1]))
+def _padded(rows: Sequence[list[int]], size: int) -> Tensor:
+    padded = pad_sequence([torch.tensor(row[:size], dtype=torch.int64) for row in rows], batch_first=True)
+    return torch.nn.functional.pad(padded, (0, size - padded.shape[1]))

@@ -13,6 +13,10 @@ def lazy_names(package: str, home: dict[str, str]) -> tuple[Callable[[str], Any]
         home: from each name to the module inside the package that has it.
     Returns:
         the package's ``__getattr__``, ``__dir__`` and ``__all__``.
+    Examples:
+        >>> get, _, names = lazy_names("xml", {"parse": "dom.minidom"})
+        >>> names, get("parse").__module__
+        (['parse'], 'xml.dom.minidom')
     """
 
     def _get(name: str) -> Any:

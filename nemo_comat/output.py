@@ -29,6 +29,10 @@ def check_outputs(files: Iterable[PathLike], *, inputs: Iterable[PathLike] = (),
         overwrite: True where files that are there already may be replaced.
     Raises:
         OutputError: a file is one of the inputs, is a folder, is there already, or cannot be written where it is.
+    Examples:
+        >>> check_outputs(["a.json"], inputs=["b.json", "a.json"])
+        Traceback (most recent call last):
+        nemo_comat.output.OutputError: a.json is what is read; give another place to write to.
     """
     for file in files:
         place = _place(file)
@@ -58,6 +62,12 @@ def written_beside(file: PathLike) -> Iterator[Path]:
         Path.
     Raises:
         OSError: as the file system says; FileExistsError where one of the other files is there without the file.
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written_beside(Path(folder, "a.txt")) as part:
+        ...         _ = part.write_text("a dog")
+        ...     [path.name for path in Path(folder).iterdir()], Path(folder, "a.txt").read_text()
+        (['a.txt'], 'a dog')
     """
     file = _place(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,12 @@ def written_beside(file: PathLike) -> Iterator[Path]:
 
 
 def one_sentence(error: BaseException) -> str:
-    """An error as one line: an OSError of the system names the file and what helps, others say what they say."""
+    """An error as one line: an OSError of the system names the file and what helps, others say what they say.
+
+    Examples:
+        >>> one_sentence(OSError(errno.ENOSPC, "No space left on device", "a.nemo"))
+        'a.nemo: No space left on device; make room, or give another place.'
+    """
     if isinstance(error, OSError) and error.errno:
         place = f"{error.filename2 or error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}; {ADVICE.get(error.errno, 'give another path')}."
@@ -86,6 +101,11 @@ def exit_in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
 
     Args:
         errors: further classes of exceptions.
+    Examples:
+        >>> with exit_in_one_sentence(KeyError):
+        ...     raise OutputError("a.json exists already.")
+        Traceback (most recent call last):
+        SystemExit: a.json exists already.
     """
     expected: tuple[type[Exception], ...] = (OutputError, OSError, *errors)
     try:

@@ -1,4 +1,4 @@
-"""The examples in docstrings: each public function of the method ends on one, and what they say is so."""
+"""The examples in docstrings: each public function ends on one, and what they say is so."""
 
 import ast
 import doctest
@@ -10,12 +10,12 @@ import pytest
 import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
-ROOMS = ("compress", "align", "transfer", "teacher", "kernels", "views")
 FILES = [
-    ROOT / "config.py",
-    ROOT / "comat.py",
-    *(file for room in ROOMS for file in sorted((ROOT / room).glob("*.py"))),
+    *(ROOT / f"{name}.py" for name in ("config", "comat", "output", "lazy")),
+    *(file for file in sorted(ROOT.glob("*/*.py")) if file.parent.name != "shipped"),
 ]
+# what a function of models/ is given where it works on a whole model, which no example has at hand
+WHOLE = {"model", "trainer", "file", "cfg"}
 
 
 def module_name(file):
@@ -35,6 +35,8 @@ def test_what_the_examples_say_is_so(file):
 def test_each_public_function_ends_on_an_example(file):
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if file.parent.name == "models" and WHOLE & {argument.arg for argument in node.args.args}:
+                continue
             _, header, example = ast.get_docstring(node).rpartition("Examples:\n")
             assert header and doctest.DocTestParser().get_examples(example), node.name
 

@@ -26,6 +26,10 @@ def read_audio(file: PathLike, sample_rate: int, channel_selector: str | int | S
         float32 [samples].
     Raises:
         ValueError: the file cannot be read as audio, has no samples, or lacks the channel.
+    Examples:
+        >>> read_audio("/no/a.wav", 16000)
+        Traceback (most recent call last):
+        ValueError: /no/a.wav does not exist; give an audio file.
     """
     if not Path(file).is_file():
         found = "is a folder" if Path(file).is_dir() else "does not exist"
@@ -50,6 +54,9 @@ def cut_out(item: Mapping[str, Any], file: PathLike) -> str:
         file: path of a WAV file to write to, where the row has an offset or names several files.
     Returns:
         str, the row's audio file, or `file`.
+    Examples:
+        >>> cut_out({"audio_file": "a.wav", "offset": None, "duration": 1.5}, "cut.wav")
+        'a.wav'
     """
     if item["offset"] is None and isinstance(item["audio_file"], str):
         return item["audio_file"]

@@ -14,6 +14,12 @@ def silence_bad_audio(batch: Any) -> tuple[Any, Tensor]:
 
     One such row makes NeMo's loss NaN, and by it all weights and the statistics of batch norm. Nothing here waits for
     the device.
+
+    Examples:
+        >>> batch = torch.tensor([[0.5], [float("nan")]]), torch.tensor([1, 1]), torch.zeros(2, 1), torch.tensor([1, 1])
+        >>> (signal, _, _, transcript_len), bad = silence_bad_audio(batch)
+        >>> signal.tolist(), transcript_len.tolist(), bad.tolist()
+        ([[0.5], [0.0]], [1, 0], [False, True])
     """
     signal, signal_len, transcript, transcript_len = batch
     if not isinstance(batch, (tuple, list)):  # of DALI, whose class says more than its four tensors

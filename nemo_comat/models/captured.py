@@ -15,6 +15,13 @@ def captured(**modules: nn.Module) -> Iterator[dict[str, Any]]:
         modules: a module for each name.
     Yields:
         dict from name to output, filled while the block runs.
+    Examples:
+        >>> import torch
+        >>> layer = nn.Linear(2, 1)
+        >>> with captured(layer=layer) as seen:
+        ...     first, second = layer(torch.zeros(2)), layer(torch.ones(2))
+        >>> seen["layer"] is first
+        True
     """
     seen: dict[str, Any] = {}
 

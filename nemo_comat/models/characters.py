@@ -13,6 +13,10 @@ class CharacterTokenizer(TokenizerSpec):
     Args:
         labels: list of str; a label's place is its id.
         parser, normalize_transcripts, unk_index, blank_index: as in a ``train_ds`` block of NeMo's, defaults too.
+    Examples:
+        >>> tokenizer = CharacterTokenizer([" ", "a", "b"])
+        >>> tokenizer.text_to_ids("ab a"), tokenizer.ids_to_text([2, 1])
+        ([1, 2, 0, 1], 'ba')
     """
 
     def __init__(

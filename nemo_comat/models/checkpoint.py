@@ -32,6 +32,9 @@ def nemo_target(target: str) -> str:
         target: import path of a model class.
     Returns:
         str; target itself where it is NeMo's.
+    Examples:
+        >>> nemo_target("nemo_comat.ComatCTCModelBPE")
+        'nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE'
     """
     for cls in get_class(target).__mro__:
         if cls.__module__.startswith("nemo."):
@@ -49,6 +52,9 @@ def with_comat(connector: SaveRestoreConnector | None) -> "ComatSaveRestoreConne
     Returns:
         connector itself where its class is ours already; else one that shares its attributes, of a class that acts as
         though connector's own class had been derived from `ComatSaveRestoreConnector`.
+    Examples:
+        >>> type(with_comat(SaveRestoreConnector())).__name__
+        'ComatSaveRestoreConnector'
     """
     if connector is None:
         return ComatSaveRestoreConnector()
@@ -72,6 +78,9 @@ def class_path(cls: type[Any]) -> str:
         cls: a model class.
     Returns:
         str.
+    Examples:
+        >>> class_path(ComatSaveRestoreConnector), class_path(SaveRestoreConnector).startswith("nemo.core.")
+        ('nemo_comat.ComatSaveRestoreConnector', True)
     """
     home = "nemo_comat" if cls.__module__.startswith("nemo_comat.") else cls.__module__
     return f"{home}.{cls.__name__}"

@@ -58,6 +58,10 @@ def check_nemo_file(file: PathLike) -> None:
         file: path.
     Raises:
         ExportError: there is no such file, or it is another kind of file.
+    Examples:
+        >>> check_nemo_file("/no/model.nemo")
+        Traceback (most recent call last):
+        nemo_comat.models.export.ExportError: /no/model.nemo does not exist; give a .nemo file.
     """
     if not Path(file).is_file() or not tarfile.is_tarfile(file):
         found = "is no archive" if Path(file).exists() else "does not exist"
@@ -107,6 +111,9 @@ def read_word_error_rate(given: str) -> tuple[str, float]:
         (name, percent), such as ("dev", 12.3).
     Raises:
         ExportError: it is neither.
+    Examples:
+        >>> read_word_error_rate("dev: 12.3 %")
+        ('dev', 12.3)
     """
     if Path(given).is_file():
         try:

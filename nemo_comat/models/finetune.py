@@ -45,7 +45,12 @@ class FinetuneConnector(ComatSaveRestoreConnector):
 
 
 def starts_from_file(cfg: DictConfig) -> bool:
-    """True where a config leaves the architecture to the file that it starts from."""
+    """True where a config leaves the architecture to the file that it starts from.
+
+    Examples:
+        >>> starts_from_file(OmegaConf.create({"model": {"optim": {"lr": 0.001}}}))
+        True
+    """
     return OmegaConf.select(cfg, "model.encoder._target_") is None
 
 
@@ -56,6 +61,10 @@ def check_start(cfg: DictConfig) -> None:
         cfg: the whole config, for which `starts_from_file` is true.
     Raises:
         ConfigError: no file is named or it is not there, or the keys contradict each other.
+    Examples:
+        >>> check_start(OmegaConf.create({"model": {}}))
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: The config has no model.encoder, and no model to take it from; ...
     """
     file, name = cfg.get("init_from_nemo_model"), cfg.get("init_from_pretrained_model")
     if (file is None) == (name is None):
@@ -78,7 +87,13 @@ def check_start(cfg: DictConfig) -> None:
 
 
 def check_pair(switch: str, on: object, key: str, value: object) -> None:
-    """Raises where a switch is on without its value, or off with one."""
+    """Raises where a switch is on without its value, or off with one.
+
+    Examples:
+        >>> check_pair("tokenizer.update_tokenizer", True, "tokenizer.dir", None)
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: model.tokenizer.update_tokenizer is true, but model.tokenizer.dir is missing; ...
+    """
     if on and value is None:
         raise ConfigError(f"model.{switch} is true, but model.{key} is missing; give model.{key} too.")
     if value is not None and not on:
@@ -86,7 +101,12 @@ def check_pair(switch: str, on: object, key: str, value: object) -> None:
 
 
 def adapter_name(model_cfg: DictConfig) -> str | None:
-    """Name of the adapter that is to be trained, or None."""
+    """Name of the adapter that is to be trained, or None.
+
+    Examples:
+        >>> adapter_name(OmegaConf.create({"adapter": {"adapter_name": "few"}})), adapter_name(OmegaConf.create({}))
+        ('few', None)
+    """
     return (model_cfg.get("adapter") or {}).get("adapter_name")
 
 
@@ -154,7 +174,12 @@ def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
 
 
 def class_for(target: str, path: str) -> type[ComatMixin]:
-    """Class of ours for a file whose config names a target class."""
+    """Class of ours for a file whose config names a target class.
+
+    Examples:
+        >>> class_for("nemo.collections.asr.models.EncDecCTCModel", "m.nemo").__name__
+        'ComatCTCModel'
+    """
     if target.startswith(("nemo.", "nemo_comat.")):
         for theirs, ours in CLASSES.items():
             if issubclass(get_class(target), theirs):
@@ -166,7 +191,13 @@ def class_for(target: str, path: str) -> type[ComatMixin]:
 
 
 def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:
-    """The config's model block without its interpolations, at the file's sample rate where it names none."""
+    """The config's model block without its interpolations, at the file's sample rate where it names none.
+
+    Examples:
+        >>> cfg = OmegaConf.create({"lr": 0.1, "model": {"optim": {"lr": "${lr}"}}})
+        >>> OmegaConf.to_container(complete_from(cfg, OmegaConf.create({"sample_rate": 8000})))
+        {'optim': {'lr': 0.1}, 'sample_rate': 8000}
+    """
     cfg = cfg.copy()
     with open_dict(cfg):
         if cfg.model.get("sample_rate") is None:
@@ -176,7 +207,13 @@ def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:
 
 
 def joined(own: DictConfig, given: DictConfig) -> DictConfig:
-    """The file's model config with what a config changes; see `restore_to_finetune`."""
+    """The file's model config with what a config changes; see `restore_to_finetune`.
+
+    Examples:
+        >>> own, given = {"encoder": {"_target_": "E", "d_model": 8}}, {"encoder": {"dropout": 0.1}, "optim": {"lr": 1}}
+        >>> OmegaConf.to_container(joined(OmegaConf.create(own), OmegaConf.create(given)))
+        {'encoder': {'_target_': 'E', 'd_model': 8, 'dropout': 0.1}, 'optim': {'lr': 1}}
+    """
     own = own.copy()
     with open_dict(own):
         for key, value in given.items():
@@ -200,7 +237,12 @@ def change_labels(model: ModelPT, given: DictConfig) -> None:
 
 
 def adapter_class(target: str) -> str:
-    """Import path of the class with adapters for an encoder's class."""
+    """Import path of the class with adapters for an encoder's class.
+
+    Examples:
+        >>> adapter_class("nemo.collections.asr.modules.ConformerEncoder").rpartition(".")[2]
+        'ConformerEncoderAdapter'
+    """
     found = get_registered_adapter(get_class(target))
     if found is None:
         raise ConfigError(f"NeMo has no adapters for {target}; leave model.adapter.adapter_name=null.")

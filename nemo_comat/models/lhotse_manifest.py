@@ -39,6 +39,10 @@ def check_lhotse_dataset(dataset: Any, name: str) -> None:
         dataset: DictConfig. name: how messages call it, such as "model.train_ds".
     Raises:
         ManifestError: Lhotse would refuse a row, or there is none.
+    Examples:
+        >>> check_lhotse_dataset(OmegaConf.create({"manifest_filepath": "/no/train.json"}), "model.train_ds")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: model.train_ds: /no/train.json does not exist ...
     """
     for block in multi_blocks(dataset):
         tally, sources = Tally(), lhotse_blocks(block)
@@ -78,7 +82,13 @@ def _reads_nothing(block: Any) -> bool:
 
 
 def lhotse_blocks(dataset: Any) -> list[Any]:
-    """The blocks of a ``*_ds`` block that each name data: itself, those of input_cfg, or those of multi_config."""
+    """The blocks of a ``*_ds`` block that each name data: itself, those of input_cfg, or those of multi_config.
+
+    Examples:
+        >>> both = [{"manifest_filepath": "a.json"}, {"manifest_filepath": "b.json"}]
+        >>> [block.manifest_filepath for block in lhotse_blocks(OmegaConf.create({"input_cfg": both}))]
+        ['a.json', 'b.json']
+    """
     listed = dataset.get("input_cfg")
     if listed is not None and not dataset.get("multi_config"):
         listed = OmegaConf.create(load_yaml(listed)) if isinstance(listed, str) else listed
@@ -88,7 +98,13 @@ def lhotse_blocks(dataset: Any) -> list[Any]:
 
 
 def multi_blocks(dataset: Any) -> list[Any]:
-    """The blocks that have settings of their own: a ``*_ds`` block, or, with multi_config, each block within it."""
+    """The blocks that have settings of their own: a ``*_ds`` block, or, with multi_config, each block within it.
+
+    Examples:
+        >>> both = {"multi_config": True, "read": {"seed": 1}, "spoken": {"seed": 2}, "sampler_weights": {"read": 1}}
+        >>> [block.seed for block in multi_blocks(OmegaConf.create(both))]
+        [1, 2]
+    """
     if not dataset.get("multi_config"):
         return [dataset]
     return [one for key, one in dataset.items() if isinstance(one, DictConfig) and key != "sampler_weights"]
@@ -107,6 +123,13 @@ def check_lhotse_manifest(path: str, name: str, limits: Mapping[str, Any], tally
         limits: dict with what limits the rows, min_duration and max_duration. tally: `Tally` that counts them.
     Raises:
         ManifestError: a line or an audio file cannot be read.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print('{"audio_filepath": "/a.wav"}', file=file, flush=True)
+        ...     check_lhotse_manifest(file.name, "model.train_ds", {}, Tally())
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: ... line 1 has no duration, ...
     """
     try:
         open_manifest(path).close()

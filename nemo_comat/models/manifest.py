@@ -45,6 +45,10 @@ def check_dataset(dataset: Any, name: str, read: Reader | None = None) -> None:
             texts that some tokenizers read and others do not are then taken as they are.
     Raises:
         ManifestError: NeMo would refuse the data, or no row is left of them.
+    Examples:
+        >>> check_dataset(DictConfig({"manifest_filepath": "/no/train.json"}), "model.train_ds")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: model.train_ds.manifest_filepath=/no/train.json does not exist ...
     """
     for number, block in enumerate(nested_blocks(dataset)):
         check_dataset(block, f"{name}.{NESTED}[{number}]", read)
@@ -69,6 +73,10 @@ def text_reader(tokenizer: Any) -> Reader:
 
     Args:
         tokenizer: NeMo's; an aggregate of them reads lists of one-language spans ``{"str": …, "lang": …}`` too.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> text_reader(SimpleNamespace(text_to_ids=lambda text: [len(word) for word in text.split()]))("the dog barks")
+        [3, 3, 5]
     """
     encode = TokenizerWrapper(tokenizer)
     return partial(_read_spans, encode) if isinstance(tokenizer, AggregateTokenizer) else encode
@@ -81,13 +89,24 @@ def _read_spans(encode: Reader, text: Any, lang: Any = None) -> Any:
 
 
 def is_empty(loader: Any) -> bool:
-    """Whether a loader of NeMo's reads a dataset that knows that it has no rows."""
+    """Whether a loader of NeMo's reads a dataset that knows that it has no rows.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> is_empty(SimpleNamespace(dataset=[])), is_empty(SimpleNamespace(dataset=iter([])))
+        (True, False)
+    """
     dataset: Any = getattr(loader, "dataset", None)
     return hasattr(dataset, "__len__") and len(dataset) == 0
 
 
 def nested_blocks(dataset: Mapping[str, Any]) -> list[Any]:
-    """The blocks of a ``validation_ds`` or ``test_ds`` that lists several datasets, each with keys of its own."""
+    """The blocks of a ``validation_ds`` or ``test_ds`` that lists several datasets, each with keys of its own.
+
+    Examples:
+        >>> nested_blocks({"manifest_filepath": "dev.json"}), nested_blocks({NESTED: [{"name": "dev"}]})
+        ([], [{'name': 'dev'}])
+    """
     found = dataset.get(NESTED)
     return (
         [one for one in found if isinstance(one, (dict, DictConfig))] if isinstance(found, (list, ListConfig)) else []
@@ -95,13 +114,23 @@ def nested_blocks(dataset: Mapping[str, Any]) -> list[Any]:
 
 
 def is_tarred(dataset: Mapping[str, Any]) -> bool:
-    """Whether NeMo takes a block's audio from tar files."""
+    """Whether NeMo takes a block's audio from tar files.
+
+    Examples:
+        >>> is_tarred({"is_tarred": True}), is_tarred({"manifest_filepath": "dev.json"})
+        (True, False)
+    """
     mixed = dataset.get("is_code_switched") or dataset.get("use_dali")
     return bool(dataset.get("is_tarred") or (mixed and dataset.get("tarred_audio_filepaths")))
 
 
 def manifest_paths(dataset: Mapping[str, Any]) -> list[str]:
-    """Paths that a ``*_ds`` block's manifest_filepath names: one, several joined by commas, or nested lists of them."""
+    """Paths that a ``*_ds`` block's manifest_filepath names: one, several joined by commas, or nested lists of them.
+
+    Examples:
+        >>> manifest_paths({"manifest_filepath": "a.json,b.json"}), manifest_paths({"manifest_filepath": None})
+        (['a.json', 'b.json'], [])
+    """
     paths = dataset.get("manifest_filepath") or []
     if isinstance(paths, str):
         return paths.split(",")
@@ -126,6 +155,13 @@ def check_manifests(
         tarred: bool, the audio is in tar files.
     Raises:
         ManifestError: as `check_dataset`.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print('{"audio_filepath": "/a.wav", "duration": 9}', file=file, flush=True)
+        ...     check_manifests([file.name], "model.train_ds", {"max_duration": 5})
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: model.train_ds has no rows left of 1: 1 longer than max_duration=5, ...
     """
     for path in paths:
         try:

@@ -20,6 +20,10 @@ def reference_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
     Args:
         tokenizer: NeMo's. ids: list of its token ids.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> reference_text(SimpleNamespace(ids_to_text=lambda ids: " the <unk> barks"), [5, 0, 9])
+        'the ⁇ barks'
     """
     # an aggregate of tokenizers begins with a space, which some teachers take for a token, and spells the unknown piece
     return tokenizer.ids_to_text(ids).replace("<unk>", SENTENCEPIECE_UNKNOWN).strip()
@@ -32,6 +36,11 @@ def reference_texts(tokenizer: Any, transcript: Tensor, transcript_len: Tensor) 
         tokenizer: NeMo's.
         transcript: [B, U] its token ids, of any dtype, padding ignored.
         transcript_len: [B] valid ids.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(ids_to_text=lambda ids: "".join("abc"[i] for i in ids))
+        >>> reference_texts(tokenizer, torch.tensor([[0, 1, 2], [2, 0, 0]]), torch.tensor([3, 1]))
+        ['abc', 'c']
     """
     rows = zip(transcript.long().tolist(), transcript_len.tolist())
     return [reference_text(tokenizer, ids[:length]) for ids, length in rows]
@@ -43,6 +52,9 @@ def manifest_text(parts: Iterable[Any]) -> str:
     Args:
         parts: iterable of its texts, of which there are several where Lhotse joins cuts. A text is a string, None, or a
             list of one-language spans ``{"str": …, "lang": …}``, as manifests for aggregate tokenizers may have.
+    Examples:
+        >>> manifest_text([" The dog ", None, [{"str": "barks.", "lang": "en"}]])
+        'The dog barks.'
     """
     texts = (part if isinstance(part, str) else manifest_text(span["str"] for span in part or ()) for part in parts)
     return " ".join(text.strip() for text in texts if text.strip())
@@ -57,6 +69,12 @@ def name_samples(loader: Any) -> None:
         loader: as `model.setup_training_data` builds it.
     Raises:
         ConfigError: its samples have no names that tell them apart.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> reader = SimpleNamespace(return_sample_id=False, get_manifest_sample=None)
+        >>> name_samples(SimpleNamespace(dataset=reader))
+        >>> reader.return_sample_id
+        True
     """
     reader = reader_of(loader)
     if hasattr(reader, "return_cuts"):
@@ -79,6 +97,11 @@ def manifest_texts(loader: Any, samples: Any) -> list[str]:
         samples: the batch's fifth item: [B] numbers of manifest lines, or Lhotse's CutSet; None where there is none.
     Raises:
         ConfigError: samples is None.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> cut = SimpleNamespace(supervisions=[SimpleNamespace(text="The dog"), SimpleNamespace(text="barks.")])
+        >>> manifest_texts(None, [cut])
+        ['The dog barks.']
     """
     if samples is None:
         raise ConfigError(
@@ -92,7 +115,13 @@ def manifest_texts(loader: Any, samples: Any) -> list[str]:
 
 
 def reader_of(loader: Any) -> Any:
-    """The dataset that reads what a NeMo loader gives."""
+    """The dataset that reads what a NeMo loader gives.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> reader_of(SimpleNamespace(dataset=SimpleNamespace(dataset="what Lhotse wraps")))
+        'what Lhotse wraps'
+    """
     # DALI's reader is its own loader, and Lhotse wraps its reader where it samples in the workers
     reader = getattr(loader, "dataset", loader)
     return getattr(reader, "dataset", reader)

@@ -41,6 +41,12 @@ def read_rows(path: PathLike) -> Iterator[Row]:
         whichever of NeMo's spellings the manifest has.
     Raises:
         ManifestError: the file or one of its lines cannot be read; the message names it.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print('{"audio_filename": "/a.wav", "duration": 1.5, "text": "a dog"}', file=file, flush=True)
+        ...     [(row.item["audio_file"], row.item["text"]) for row in read_rows(file.name)]
+        [('/a.wav', 'a dog')]
     """
     path = str(path)
     items = item_iter(path)
@@ -60,6 +66,12 @@ def read_texts(path: PathLike) -> Iterator[str]:
         path: as in `read_rows`.
     Raises:
         ManifestError: as `read_objects`; also where a text is neither a string, null nor a list of spans.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print('{"text": "a dog"}', '{}', file=file, flush=True, sep=chr(10))
+        ...     list(read_texts(file.name))
+        ['a dog', '']
     """
     for number, given in read_objects(path):
         try:
@@ -87,6 +99,12 @@ def read_objects(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
         path: as in `read_rows`.
     Raises:
         ManifestError: the file is missing, a folder or no text, or a line is no JSON object.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print('{"text": "a dog"}', file=file, flush=True)
+        ...     list(read_objects(file.name))
+        [(1, {'text': 'a dog'})]
     """
     for number, line in read_lines(path):
         if line:
@@ -94,7 +112,13 @@ def read_objects(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object of a line; where: how messages call it. Raises ManifestError where it is none."""
+    """The JSON object of a line; where: how messages call it. Raises ManifestError where it is none.
+
+    Examples:
+        >>> parse_object('["a dog"]', "train.json line 1")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: train.json line 1 is list, not a JSON object.
+    """
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -105,7 +129,15 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 
 
 def read_lines(path: PathLike) -> Iterator[tuple[int, str]]:
-    """Pairs of number and stripped text of a file's lines; raises ManifestError, as `read_objects`."""
+    """Pairs of number and stripped text of a file's lines; raises ManifestError, as `read_objects`.
+
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".json") as file:
+        ...     print(" a dog ", file=file, flush=True)
+        ...     list(read_lines(file.name))
+        [(1, 'a dog')]
+    """
     # as NeMo opens it, in the locale's encoding
     with open_manifest(path) as lines:
         bad = next((number for number, line in enumerate(lines, 1) if NO_TEXT.search(line)), 0)
@@ -125,6 +157,10 @@ def open_manifest(path: PathLike) -> TextIO:
         path: as in `read_rows`.
     Raises:
         ManifestError: it is missing, a folder, or cannot be read.
+    Examples:
+        >>> open_manifest("/no/train.json")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: /no/train.json does not exist ...
     """
     try:
         file = os.path.expanduser(DataStoreObject(str(path)).get())
@@ -159,7 +195,13 @@ def _refusal(error: Exception, given: Mapping[str, Any]) -> str:
 
 
 def number_of(value: Any, key: str, where: str) -> float:
-    """The value, if it is a number; where: how messages call its row. Raises ManifestError otherwise."""
+    """The value, if it is a number; where: how messages call its row. Raises ManifestError otherwise.
+
+    Examples:
+        >>> number_of("2", "duration", "train.json line 1")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: train.json line 1 has duration "2", a str; give seconds as a number.
+    """
     if not isinstance(value, Real):
         what = f"{short(value)}, a {type(value).__name__}"
         raise ManifestError(f"{where} has {key} {what}; give seconds as a number.")
@@ -171,6 +213,10 @@ def check_audio(audio: str, where: str) -> None:
 
     Args:
         audio: path. where: how messages call its row.
+    Examples:
+        >>> check_audio("/no/a.wav", "train.json line 1")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: train.json line 1: audio file /no/a.wav does not exist; ...
     """
     if is_datastore_path(audio):
         return
@@ -184,18 +230,33 @@ def check_audio(audio: str, where: str) -> None:
 
 
 def short(value: object, most: int = 60) -> str:
-    """A value as messages show it, cut to so many characters."""
+    """A value as messages show it, cut to so many characters.
+
+    Examples:
+        >>> short(["a dog"]), short("barks and barks", most=6)
+        ('["a dog"]', '"barks…')
+    """
     said = json.dumps(value, ensure_ascii=False, default=str)
     return said if len(said) <= most else f"{said[:most]}…"
 
 
 def expand(path: str) -> list[str]:
-    """Paths that NeMo's brace patterns stand for, such as manifest__OP_0..7_CL_.json; one path where there is none."""
+    """Paths that NeMo's brace patterns stand for, such as manifest__OP_0..7_CL_.json; one path where there is none.
+
+    Examples:
+        >>> expand("train__OP_0..2_CL_.json")
+        ['train_0.json', 'train_1.json', 'train_2.json']
+    """
     return expand_sharded_filepaths(path, shard_strategy="replicate", world_size=1, global_rank=0)
 
 
 def flat(paths: Iterable[Any]) -> Iterator[str]:
-    """The paths in nested lists."""
+    """The paths in nested lists.
+
+    Examples:
+        >>> list(flat([["a.json", 0.5], [["b.json"]], "c.json"]))
+        ['a.json', 'b.json', 'c.json']
+    """
     for path in paths:
         if isinstance(path, str):
             yield path

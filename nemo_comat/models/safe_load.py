@@ -30,6 +30,9 @@ def settings_types() -> list[Any]:
 
     Returns:
         list of types and of NumPy's functions that make arrays.
+    Examples:
+        >>> omegaconf.DictConfig in settings_types(), Path in settings_types()
+        (True, False)
     """
     numpy_types: set[Any] = {type(np.dtype(code)) for code in np.typecodes["All"]}
     makers = {value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))}
@@ -39,7 +42,13 @@ def settings_types() -> list[Any]:
 
 
 def allow_settings() -> None:
-    """Names `settings_types` to `torch.load(weights_only=True)`, for the whole process."""
+    """Names `settings_types` to `torch.load(weights_only=True)`, for the whole process.
+
+    Examples:
+        >>> allow_settings()
+        >>> omegaconf.DictConfig in torch.serialization.get_safe_globals()
+        True
+    """
     torch.serialization.add_safe_globals(settings_types())
 
 
@@ -51,6 +60,13 @@ def check_checkpoint(path: str | Path | IO[bytes]) -> None:
     Raises:
         pickle.UnpicklingError: it holds more than that, or is cut short.
         FileNotFoundError: there is none.
+    Examples:
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile(suffix=".ckpt") as file:
+        ...     torch.save({"state_dict": {}, "callback": print}, file.name)
+        ...     check_checkpoint(file.name)
+        Traceback (most recent call last):
+        _pickle.UnpicklingError: ... is no whole checkpoint of weights and settings alone (it asks for ...
     """
     allow_settings()
     try:

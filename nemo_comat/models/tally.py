@@ -5,7 +5,15 @@ from typing import Any
 
 
 class Tally:
-    """Rows kept and left out of the manifests that one ``*_ds`` block names."""
+    """Rows kept and left out of the manifests that one ``*_ds`` block names.
+
+    Examples:
+        >>> tally = Tally()
+        >>> tally.add("line 1"), tally.add("line 2", "too long"), tally.add("line 3", "too long")
+        (None, None, None)
+        >>> tally.kept, tally.rows, tally.why()
+        (1, 3, '2 too long, the first in line 2')
+    """
 
     def __init__(self) -> None:
         self.rows = self.kept = 0
@@ -34,6 +42,9 @@ def beyond(duration: float, limits: Mapping[str, Any]) -> str | None:
 
     Args:
         duration: seconds. limits: dict with min_duration and max_duration in seconds, which may be null or absent.
+    Examples:
+        >>> beyond(0.2, {"min_duration": 0.5}), beyond(0.7, {"min_duration": 0.5, "max_duration": None})
+        ('shorter than min_duration=0.5', None)
     """
     low, high = limits.get("min_duration"), limits.get("max_duration")
     if low is not None and duration < low:

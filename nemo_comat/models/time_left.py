@@ -72,6 +72,9 @@ def in_words(seconds: float) -> str:
 
     Args:
         seconds: float.
+    Examples:
+        >>> in_words(9000), in_words(5400), in_words(90)
+        ('2.5 hours', '90 minutes', '90 seconds')
     """
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

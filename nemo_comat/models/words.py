@@ -21,6 +21,11 @@ def target_words(tokenizer: Any, ids: list[int]) -> list[int]:
 
     Args:
         tokenizer: NeMo's, of any kind. ids: list of its token ids.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(ids_to_text=lambda ids: "".join(["it", " is", "n't"][i] for i in ids))
+        >>> target_words(tokenizer, [0, 1, 2])
+        [0, 1, 1]
     """
     # asked of the tokenizer: how pieces mark the beginning of a word differs from kind to kind
     counts = [len(reference_text(tokenizer, ids[: i + 1]).split()) for i in range(len(ids))]

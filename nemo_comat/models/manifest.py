@@ -74,9 +74,9 @@ def text_reader(tokenizer: Any) -> Reader:
     Args:
         tokenizer: NeMo's; an aggregate of them reads lists of one-language spans ``{"str": …, "lang": …}`` too.
     Examples:
-        >>> from types import SimpleNamespace
-        >>> text_reader(SimpleNamespace(text_to_ids=lambda text: [len(word) for word in text.split()]))("the dog barks")
-        [3, 3, 5]
+        >>> from nemo_comat.models.characters import CharacterTokenizer
+        >>> text_reader(CharacterTokenizer(["a", "b"]))("ba", None)
+        [1, 0]
     """
     encode = TokenizerWrapper(tokenizer)
     return partial(_read_spans, encode) if isinstance(tokenizer, AggregateTokenizer) else encode

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +207,8 @@ class CompressAlignTransfer(nn.Module):
             if teacher.words is None:
                 raise ValueError("align.within_words needs the words of both sides' tokens in teacher.words, got None")
             target_word, token_word = teacher.words
-            seg_word = segment_words(compressed.seg_label, target_word, self.compressor.options["blank"])
+            blank = cast(CTCCompressor, self.compressor).options["blank"]
+            seg_word = segment_words(compressed.seg_label, target_word, blank)
             score, kept = within_words(score, seg_word, token_word, compressed.seg_len, teacher.text_len)
         return *self.aligner(score, compressed.seg_len, teacher.text_len), kept
 

@@ -32,7 +32,7 @@ class Tally:
         """The reasons in words, each with its count and its first row."""
         return "; ".join(f"{count} {reason}, the first in {first}" for reason, (count, first) in self._reasons.items())
 
-    def none_left(self, name):
+    def none_left(self, name: str) -> str:
         """What is said where no row is kept; name: how messages call the block."""
         return f"{name} has no rows left of {self.rows}: {self.why()}; change these limits, or give other manifests."
 

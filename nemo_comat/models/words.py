@@ -66,9 +66,7 @@ class WordFinder:
         targets = _remembered(self._targets, rows, lambda new: [target_words(tokenizer, list(row)) for row in new])
         tokens = _remembered(self._texts, texts, self.teacher.word_indices)
         sizes = (transcript.shape[1], n_tokens)
-        target_ids, token_ids = (
-            upload(_padded(words, size), device) for words, size in zip((targets, tokens), sizes)
-        )
+        target_ids, token_ids = (upload(_padded(words, size), device) for words, size in zip((targets, tokens), sizes))
         return target_ids, token_ids
 
 

@@ -91,6 +91,7 @@ class TransferConfig:
 class ComatConfig:
     """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
 
+    `consistency_weight` is heeded with `weight` 0 too: see `nemo_comat.models.consistency`.
     `feedback` is false, true or "ctc": see `nemo_comat.models.feedback`.
     `encoder_layer` may be a list, with a weight for each in `layer_weights` (null: 1 for each).
     `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
@@ -98,6 +99,7 @@ class ComatConfig:
 
     weight: float = 3.0
     warmup_steps: int = 0
+    consistency_weight: float = 0.0
     encoder_layer: int | list[int] | None = None
     layer_weights: list[float] | None = None
     feedback: Literal[False, True, "ctc"] = False
@@ -221,6 +223,7 @@ def _check_values(cfg: DictConfig) -> None:
         )
     _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
     _at_least(cfg.weight, 0, "weight")
+    _at_least(cfg.consistency_weight, 0, "consistency_weight")
     _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
     _at_least(cfg.compress.heads, 1, "compress.heads")
     _at_least(cfg.align.iterations, 1, "align.iterations")

@@ -68,6 +68,7 @@ def test_defaults_are_filled_in():
         ),
         ({"transfer": {"negatives": 0}}, "transfer.negatives must be 1 or more, got 0"),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
+        ({"consistency_weight": -1}, "comat.consistency_weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),

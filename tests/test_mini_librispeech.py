@@ -234,7 +234,8 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     for arm, cfg in configs.items():
         conditioned = arm == "self_conditioned"
         assert list(cfg.model.interctc.apply_at_layers) == ([layer] if "interctc" in arm or conditioned else [])
-        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned"))
+        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
+        assert cfg.model.comat.consistency_weight == (0.2 if arm == "cr_ctc" else 0)
         assert cfg.model.comat.feedback == ("ctc" if conditioned else False)
     methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}
     assert methods["kt_rl_cif"] == ("cif", "one_to_one") and methods["optimal_transport"] == ("none", "sinkhorn")

@@ -1,6 +1,7 @@
 """Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
 
 from nemo_comat.transfer.classify import classify_tokens
+from nemo_comat.transfer.consistency import consistency_loss
 from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
@@ -36,6 +37,7 @@ __all__ = [
     "TransferLoss",
     "VectorStatistics",
     "classify_tokens",
+    "consistency_loss",
     "cosine_score",
     "normalize_vectors",
     "reduce_rows",

@@ -1,5 +1,6 @@
 """What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -56,9 +57,8 @@ def describe(model: Any) -> str:
     """
     block = model.cfg.get("comat")
     if block is None or not block.weight:
-        fed = block is not None and block.get("feedback")
-        what = "CTC whose intermediate posteriors are fed back" if fed else "plain CTC"
-        return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains {what}."
+        why = "no comat block" if block is None else "comat.weight is 0"
+        return f"COMAT is off ({why}): this trains {_without_comat(block or {})}."
     steps = describe_steps(block)
     return "\n".join(
         [
@@ -131,4 +131,14 @@ def _projection(model: Any) -> str:
 
 def _loss(block: DictConfig) -> str:
     warmup = f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""
-    return f"CTC + {block.weight:g} * transfer{warmup}"
+    return f"CTC + {block.weight:g} * transfer{warmup}{_consistency(block)}"
+
+
+def _without_comat(block: Mapping[str, Any] | DictConfig) -> str:
+    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else "plain CTC"
+    return what + _consistency(block)
+
+
+def _consistency(block: Mapping[str, Any] | DictConfig) -> str:
+    weight = block.get("consistency_weight")
+    return f" + {weight:g} * consistency of two views of each batch" if weight else ""

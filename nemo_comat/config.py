@@ -79,6 +79,15 @@ class ProjectionConfig:
 
 
 @dataclass
+class ContextConfig:
+    """Arguments of `nemo_comat.transfer.Context`; `layers` 0 leaves it out."""
+
+    layers: int = 0
+    heads: int = 4
+    mask: float = 0.15
+
+
+@dataclass
 class TransferConfig:
     """Arguments of `nemo_comat.transfer.TransferLoss`."""
 
@@ -108,6 +117,7 @@ class ComatConfig:
     compress: CompressConfig = field(default_factory=CompressConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
 
 
@@ -230,6 +240,10 @@ def _check_values(cfg: DictConfig) -> None:
     _at_least(cfg.warmup_steps, 0, "warmup_steps")
     _at_least(cfg.pictures, 0, "pictures")
     _at_least(cfg.projection.depth, 1, "projection.depth")
+    _at_least(cfg.context.layers, 0, "context.layers")
+    _at_least(cfg.context.heads, 1, "context.heads")
+    if not 0 <= cfg.context.mask < 1:
+        raise ConfigError(f"model.comat.context.mask must be 0 or more and below 1, got {cfg.context.mask}.")
     if cfg.align.temperature is not None and not cfg.align.temperature > 0:
         raise ConfigError(f"model.comat.align.temperature must be above 0, or null, got {cfg.align.temperature}.")
     for key in ("teacher.max_length", "projection.dim", "transfer.negatives"):

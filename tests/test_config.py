@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.teacher import build_teacher
-from nemo_comat.transfer import Projection, TransferLoss
+from nemo_comat.transfer import Context, Projection, TransferLoss
 from nemo_comat.views.pictures import AlignmentPictures
 
 
@@ -73,6 +73,10 @@ def test_defaults_are_filled_in():
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
         ({"pictures": -1}, "pictures must be 0 or more, got -1"),
+        ({"context": {"layers": -1}}, "context.layers must be 0 or more, got -1"),
+        ({"context": {"heads": 0}}, "context.heads must be 1 or more, got 0"),
+        ({"context": {"mask": 1}}, "context.mask must be 0 or more and below 1, got 1"),
+        ({"context": {"mask": -0.1}}, "context.mask must be 0 or more and below 1, got -0.1"),
         ({"projection": {"depth": 0}}, "projection.depth must be 1 or more"),
         ({"teacher": {"max_length": 0}}, "teacher.max_length must be 1 or more"),
         ({"teacher": "bert"}, "model.comat.teacher must be a block with the keys name, .* got 'bert'"),
@@ -90,6 +94,7 @@ def test_mistakes_get_one_sentence(block, message):
     [
         (config.TeacherConfig, [Teacher, CachedTeacher], config.teacher_arguments),
         (config.ProjectionConfig, [Projection], dict),
+        (config.ContextConfig, [Context], dict),
         (config.TransferConfig, [TransferLoss], dict),
     ],
 )

@@ -72,7 +72,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
                 self.comat = CompressAlignTransfer(
                     feat_in,
                     self._ctc_decoder().num_classes_with_blank - 1,
-                    **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
+                    **{step: block[step] for step in ("compress", "align", "projection", "context", "transfer")},
                     normalize=block.teacher.normalize,
                     layer_weights=encoder_layers(block)[1],
                 )

@@ -2,6 +2,7 @@
 
 from nemo_comat.transfer.classify import classify_tokens
 from nemo_comat.transfer.consistency import consistency_loss
+from nemo_comat.transfer.context import Context, segment_mask
 from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
@@ -28,6 +29,7 @@ __all__ = [
     "LOSSES",
     "NORMALIZE",
     "REDUCTIONS",
+    "Context",
     "Feedback",
     "Loss",
     "Normalize",
@@ -41,6 +43,7 @@ __all__ = [
     "cosine_score",
     "normalize_vectors",
     "reduce_rows",
+    "segment_mask",
     "token_average",
     "transfer_loss",
     "vector_statistics",

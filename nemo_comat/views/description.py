@@ -95,8 +95,16 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
         + NORMALIZE[block.teacher.normalize],
         "compress": COMPRESS[block.compress.method].format(**{**block.compress, **words}),
         "align": ALIGN[block.align.method].format(**block.align) + ", within words" * block.align.within_words,
-        "transfer": TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
+        "transfer": _context(block)
+        + TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
     }
+
+
+def _context(block: DictConfig) -> str:
+    if not block.context.layers:
+        return ""
+    layers, heads, mask = block.context.layers, block.context.heads, block.context.mask
+    return f"in context ({layers} transformer layers of {heads} heads, {mask:g} of the segments masked), "
 
 
 def _units(units: str) -> str:

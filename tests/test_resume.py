@@ -95,3 +95,12 @@ def test_random_numbers_come_back():
     before = torch.rand(3)
     set_random_state(state)
     assert torch.rand(3).equal(before)
+
+
+def test_what_comat_draws_goes_on_exactly(small_cfg, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    small_cfg.comat.context.update(layers=1, mask=0.5)
+    small_cfg.comat.transfer.update(loss="classify", negatives=20)
+    whole = fit(small_cfg, tmp_path / "whole")
+    parts = [fit(small_cfg, tmp_path / "parts", *stop) for stop in ((2, signal.SIGTERM), (None, None))]
+    assert {**parts[0], **parts[1]} == pytest.approx(whole, rel=1e-4) and len(whole) == 8

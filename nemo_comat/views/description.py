@@ -58,7 +58,7 @@ def describe(model: Any) -> str:
     block = model.cfg.get("comat")
     if block is None or not block.weight:
         why = "no comat block" if block is None else "comat.weight is 0"
-        return f"COMAT is off ({why}): this trains {_without_comat(block or {})}."
+        return f"COMAT is off ({why}): this trains {_without_comat(model, block or {})}."
     steps = describe_steps(block)
     return "\n".join(
         [
@@ -67,7 +67,7 @@ def describe(model: Any) -> str:
             f"  compress   {_frames(model)}: {steps['compress']}",
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
-            f"  loss       {_loss(block)}",
+            f"  loss       {_ctc(model)}{_consistency(block)} + {block.weight:g} * transfer{_rise(block)}",
             f"  inference  {INFERENCE[block.feedback]}",
         ]
     )
@@ -137,16 +137,24 @@ def _projection(model: Any) -> str:
     return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"
 
 
-def _loss(block: DictConfig) -> str:
-    warmup = f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""
-    return f"CTC + {block.weight:g} * transfer{warmup}{_consistency(block)}"
-
-
-def _without_comat(block: Mapping[str, Any] | DictConfig) -> str:
-    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else "plain CTC"
-    return what + _consistency(block)
+def _without_comat(model: Any, block: Mapping[str, Any] | DictConfig) -> str:
+    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else _ctc(model)
+    return ("plain CTC" if what == "CTC" else what) + _consistency(block)
 
 
 def _consistency(block: Mapping[str, Any] | DictConfig) -> str:
     weight = block.get("consistency_weight")
     return f" + {weight:g} * consistency of two views of each batch" if weight else ""
+
+
+def _ctc(model: Any) -> str:
+    interctc = model.cfg.get("interctc") or {}
+    weights, layers = interctc.get("loss_weights") or (), interctc.get("apply_at_layers") or ()
+    if not weights:
+        return "CTC"
+    between = [f"{weight:g} * CTC of layer {layer}" for weight, layer in zip(weights, layers, strict=True)]
+    return " + ".join([f"{1 - sum(weights):g} * CTC", *between])
+
+
+def _rise(block: DictConfig) -> str:
+    return f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""

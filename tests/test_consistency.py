@@ -122,7 +122,7 @@ def test_where_nothing_draws_both_views_are_the_batch_and_it_is_said(small_cfg, 
             assert two[0][key] == pytest.approx(one[0][key], rel=1e-4)
 
 
-@pytest.mark.parametrize("change", ["spec_augment", "dropout"])
+@pytest.mark.parametrize("change", ["spec_augment", "cutout", "dropout"])
 def test_each_of_what_draws_is_enough(small_cfg, monkeypatch, change):
     said = []
     monkeypatch.setattr(logging, "warning", said.append)
@@ -131,6 +131,9 @@ def test_each_of_what_draws_is_enough(small_cfg, monkeypatch, change):
         with open_dict(small_cfg):
             small_cfg.spec_augment = None
         small_cfg.encoder.dropout = 0.1
+    elif change == "cutout":
+        # NeMo cuts these out of the features in place
+        small_cfg.spec_augment.update(rect_masks=9, rect_time=20, rect_freq=40)
     else:
         small_cfg.spec_augment.time_masks = 5
     _, logged = train(ComatCTCModelBPE, with_comat(small_cfg, ALONE), steps=1)

@@ -1,5 +1,7 @@
 """Two views of each batch, which are to be heard alike: consistency-regularised CTC."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,14 +37,10 @@ class ConsistencyMixin(Host):
         if not weight:
             return super().training_step(batch, batch_nb)
         batch = two_views(batch)
-        watched = dict(encoder=self.encoder, decoder=self._ctc_decoder(), features=self.preprocessor)
-        if self.spec_augmentation is not None:
-            watched["augmented"] = self.spec_augmentation
-        with captured(**watched) as seen:
+        unseen, self._views_are_unseen = self._views_are_unseen, False
+        watched = captured(encoder=self.encoder, decoder=self._ctc_decoder())
+        with watched as seen, self._views_compared() if unseen else nullcontext():
             step = super().training_step(batch, batch_nb)
-        if self._views_are_unseen:
-            self._views_are_unseen = False
-            self._warn_of_equal_views(seen)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         # reduced as NeMo's CTC is: the mean over the rows of both views is the paper's half of their sum
         consistency = reduce_rows(consistency_loss(seen["decoder"], seen["encoder"][1]), batch[3], reduction)
@@ -52,11 +50,23 @@ class ConsistencyMixin(Host):
         self._log(step, numbers)
         return step
 
-    def _warn_of_equal_views(self, seen: dict[str, Any]) -> None:
+    @contextmanager
+    def _views_compared(self) -> Iterator[None]:
         """Says so where nothing makes a batch's two views differ; reads values back, so it is for one batch only."""
-        augmented = "augmented" in seen and not seen["augmented"].equal(seen["features"][0])
+        augmented: list[bool] = []
+        with ExitStack() as hooks:
+            if self.spec_augmentation is not None:
+                given: list[Tensor] = []
+                # a copy: cut-outs and Numba's SpecAugment write into what they get
+                keep = self.preprocessor.register_forward_hook(lambda _, args, out: given.append(out[0].clone()))
+                compare = self.spec_augmentation.register_forward_hook(
+                    lambda _, args, out: augmented.append(not out.equal(given[-1]))
+                )
+                hooks.callback(keep.remove)
+                hooks.callback(compare.remove)
+            yield
         dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.encoder.modules())
-        if not augmented and not dropout:
+        if not any(augmented) and not dropout:
             logging.warning(
                 "COMAT: the two views of the first batch are equal, so model.comat.consistency_weight="
                 f"{self.consistency_weight:g} teaches nothing: neither model.spec_augment nor dropout changes a row; "

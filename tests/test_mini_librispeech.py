@@ -244,6 +244,14 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
         assert cfg.model == configs["ctc"].model and cfg.trainer == configs["ctc"].trainer
 
 
+@pytest.mark.parametrize("arm, own", [("cr_ctc", []), ("default", ["consistency_weight=0.2", "context.layers=1"])])
+def test_an_arm_of_two_views_trains_and_its_loss_is_kept(data, tmp_path, arm, own):
+    overrides = [*TINY, "trainer.max_epochs=1", *(f"model.comat.{option}" for option in own)]
+    folder = train.train(arm, arm, 1, data, tmp_path, "cpu", overrides)
+    (row,) = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert row["train_consistency_loss"] > 0 and ("train_transfer_loss" in row) == (arm == "default")
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data, tmp_path, monkeypatch):
     def go(name, *overrides):
         return train.train("comat", name, 1, data, tmp_path, "cpu", [*TINY, "trainer.max_epochs=2", *overrides])

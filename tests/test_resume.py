@@ -6,6 +6,7 @@ import signal
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
@@ -41,6 +42,8 @@ def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
         "resume_if_exists": True,
         "resume_ignore_no_checkpoint": True,
     }
+    # a test before may have left its own, whose working directory exp_manager compares
+    HydraConfig.instance().cfg = None
     exp_manager(trainer, OmegaConf.create(options))
     if not list(folder.rglob("*.ckpt")):
         pl.seed_everything(3, verbose=False)

@@ -56,7 +56,10 @@ def bench(options, setting, result):
         make_workspace(device)
         arms = [make_ready(name, cfg, trainer, batches[0], device, precision) for name, cfg in configs.items()]
         # of their own, for those of the arms know the texts by then
-        teachers = {arm.name: build_teacher(**teacher_arguments(arm.model.cfg.comat.teacher)) for arm in arms[1:]}
+        teachers = {
+            arm.name: build_teacher(**teacher_arguments(arm.model.cfg.comat.teacher, arm.model.cfg.comat.transfer))
+            for arm in arms[1:]
+        }
         for teacher in teachers.values():
             teacher.encode(reference_texts(tokenizer, *batches[0][2:]), device=device)  # loads it
         order, parts, shapes = random.Random(options.seed), {}, []

@@ -1,6 +1,7 @@
 """Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
 
 from nemo_comat.transfer.classify import classify_tokens
+from nemo_comat.transfer.distribution import token_divergence
 from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
@@ -40,6 +41,7 @@ __all__ = [
     "normalize_vectors",
     "reduce_rows",
     "token_average",
+    "token_divergence",
     "transfer_loss",
     "vector_statistics",
 ]

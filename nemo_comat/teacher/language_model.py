@@ -462,7 +462,7 @@ class Teacher:
             words = [index if row else [] for index, row in zip(self._token_words(texts), kept)]
             averaged = [average_words(*row) for row in zip(vectors, token_ids, words)]
             vectors, token_ids = [row[0] for row in averaged], [row[1] for row in averaged]
-        predicted = self._predicted(ids, kept, device) if self.top_k else [None] * len(texts)
+        predicted = self._predicted(ids, kept, device) if self.top_k and texts else [None] * len(texts)
         return [
             Embedded(v, number, long, sum(x.nbytes for x in (v, *(p or ()))) + len(text), p)
             for v, number, long, text, p in zip(vectors, token_ids, too_long, texts, predicted)

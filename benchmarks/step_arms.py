@@ -50,12 +50,13 @@ class Arm:
 
 
 def model_config(options, setting):
-    """The shipped config at a size, without data, and with an optimizer that hardly moves the random weights."""
+    """The shipped config at a size, without data or InterCTC, its optimizer hardly moving the random weights."""
     cfg = OmegaConf.load(CONFIG).model
     cfg.encoder.update(SIZES[setting.size])
     cfg.spec_augment.time_masks = 10 if setting.size == "large" else 5
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
+    cfg.interctc = {"loss_weights": [], "apply_at_layers": []}
     cfg.update(train_ds=None, validation_ds=None, test_ds=None, log_prediction=False)
     cfg.optim = {"name": "adamw", "lr": 1e-6, "betas": [0.9, 0.98], "weight_decay": 1e-3}
     return cfg
@@ -65,6 +66,13 @@ def plain_config(cfg):
     cfg = cfg.copy()
     with open_dict(cfg):
         del cfg["comat"]
+    return cfg
+
+
+def interctc_config(cfg):
+    """The config with InterCTC at the encoder's middle, as the shipped one has it."""
+    cfg = cfg.copy()
+    cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [(cfg.encoder.n_layers - 1) // 2]}
     return cfg
 
 
@@ -97,7 +105,9 @@ def random_bert_base():
 def configs_of_arms(options, setting, texts, folder):
     """The config of each arm by its name, ctc first."""
     cfg = model_config(options, setting)
-    configs = {"ctc": plain_config(cfg), "cached": cached_config(live_config(cfg, options.teacher[0]), texts, folder)}
+    plain, cached = plain_config(cfg), cached_config(live_config(cfg, options.teacher[0]), texts, folder)
+    configs = {"ctc": plain, "interctc": interctc_config(plain)}
+    configs.update({"cached": cached, "cached, interctc": interctc_config(cached)})
     configs.update((f"live {teacher}", live_config(cfg, teacher)) for teacher in options.teacher)
     return configs
 

@@ -56,9 +56,9 @@ def bench(options, setting, result):
         make_workspace(device)
         arms = [make_ready(name, cfg, trainer, batches[0], device, precision) for name, cfg in configs.items()]
         # of their own, for those of the arms know the texts by then
+        blocks = {arm.name: arm.model.cfg.comat for arm in arms if "comat" in arm.model.cfg}
         teachers = {
-            arm.name: build_teacher(**teacher_arguments(arm.model.cfg.comat.teacher, arm.model.cfg.comat.transfer))
-            for arm in arms[1:]
+            name: build_teacher(**teacher_arguments(block.teacher, block.transfer)) for name, block in blocks.items()
         }
         for teacher in teachers.values():
             teacher.encode(reference_texts(tokenizer, *batches[0][2:]), device=device)  # loads it

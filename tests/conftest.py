@@ -133,7 +133,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def base_cfg(manifest):
-    """What `small_cfg` is a copy of, for fixtures that several tests share; not to be changed."""
+    """What `small_cfg` is a copy of, without InterCTC, for fixtures that several tests share; not to be changed."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)
@@ -142,6 +142,7 @@ def base_cfg(manifest):
     cfg.model.tokenizer.dir = str(CORPUS / "tokenizer")
     cfg.model.log_prediction = False
     cfg.model.optim = {"name": "adamw", "lr": 1e-3}
+    cfg.model.interctc = {"loss_weights": [], "apply_at_layers": []}
     return cfg
 
 

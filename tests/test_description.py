@@ -43,6 +43,13 @@ def test_every_config_is_described(small_cfg, monkeypatch, name):
     assert len(text.splitlines()) == 7 and "rising" not in text
 
 
+@pytest.mark.parametrize(("weight", "said"), [(2, "loss       %s + 2 * transfer"), (0, "is 0): this trains %s.")])
+def test_interctc_is_described(small_cfg, weight, said):
+    small_cfg.comat.weight = weight
+    small_cfg.interctc = {"loss_weights": [0.2, 0.1], "apply_at_layers": [0, 1]}
+    assert said % "0.7 * CTC + 0.2 * CTC of layer 0 + 0.1 * CTC of layer 1" in describe(ComatCTCModelBPE(cfg=small_cfg))
+
+
 def test_options_are_described(small_cfg):
     small_cfg.comat.update(weight=2, warmup_steps=500, encoder_layer=-1)
     small_cfg.comat.teacher.layers = [-1, 3]

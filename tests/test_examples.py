@@ -36,6 +36,7 @@ SHRUNK = {
     "fastconformer_ctc_comat": [
         *(f"model.encoder.{key}" for key in ("n_layers=2", "d_model=32", "subsampling_conv_channels=16")),
         "model.optim.lr=1e-2",
+        "model.interctc.apply_at_layers=[0]",
     ],
     "citrinet_ctc_comat": [f"model.model_defaults.{key}" for key in ("filters=32", "enc_final=48")],
 }
@@ -87,6 +88,8 @@ def test_every_config_is_instantiated(script, name, started_from):
     assert model.comat is not None and len(model._train_dl.dataset) == 420
     built = (type(model.comat.compressor), type(model.comat.aligner), model.comat.transfer.options["loss"])
     assert built == BUILT.get(name, (CTCCompressor, MonotonicAligner, "cosine"))
+    # a fine-tuned file's own is kept, the relatives' papers have none, Citrinet's blocks differ in width
+    assert model.is_interctc_enabled() == (name not in {*BUILT, "finetune_ctc_comat", "citrinet_ctc_comat"})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -612,7 +615,7 @@ LETTERS = ["~model.tokenizer", "+model.labels=[' ',a,b,c,d,e,f,g,h,i,j,k,l,m,n,o
 
 
 def test_labels_in_the_place_of_a_tokenizer_make_a_character_model(script, cache_teacher):
-    overrides = [*LETTERS, "model.encoder.n_layers=1", "model.decoder.vocabulary=${model.labels}"]
+    overrides = [*LETTERS, "model.encoder.n_layers=3", "model.decoder.vocabulary=${model.labels}"]
     cfg = composed("conformer_ctc_comat_demo", *overrides, "exp_manager=null")
     trainer, model = script.build(cfg)
     assert type(model) is ComatCTCModel and trainer.max_epochs == cfg.embedded_corpus.trainer.max_epochs

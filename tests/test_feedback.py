@@ -58,6 +58,21 @@ def test_the_next_layer_reads_the_frames_with_their_view(small_cfg, feedback):
     torch.testing.assert_close(read["x"], frames + view @ back.weight.T + back.bias, atol=1e-5, rtol=1e-5)
 
 
+def test_the_last_layer_of_a_list_is_taught_alone(small_cfg):
+    small_cfg.comat.update(encoder_layer=[-1, 0], feedback=True)
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
+    torch.nn.init.normal_(model.nemo_comat_feedback[0].back.weight)
+    read = {}
+    model.encoder.layers[1].register_forward_pre_hook(lambda _, args, kwargs: read.update(kwargs), with_kwargs=True)
+    with captured(layer=model.encoder.layers[0]) as seen:
+        hear(model)
+    # the second of the list's projections is that of layer 0
+    view = torch.nn.functional.normalize(model.comat.projection(seen["layer"]), dim=-1)
+    fed = seen["layer"] + model.nemo_comat_feedback[0].back(view)
+    torch.testing.assert_close(read["x"], fed, atol=1e-5, rtol=1e-5)
+    assert len(model.nemo_comat_feedback) == 1 and logged[0]["train_transfer_loss"] > 0
+
+
 @pytest.mark.parametrize("feedback", KINDS)
 def test_files_keep_it_and_are_no_plain_models(small_cfg, feedback, tmp_path):
     model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, feedback))
@@ -101,8 +116,7 @@ def test_a_new_vocabulary_gets_a_new_feedback_of_posteriors(small_cfg):
             {"encoder_layer": None},
             "feedback=True needs .*encoder_layer, a layer before the last .*; got None",
         ),
-        ({"encoder_layer": [0, 1]}, r"goes into the layer after each of .* \[0, 1\], but 1 is the last one; .* 0 to 0"),
-        ({"encoder_layer": -1}, "but 1 is the last one"),
+        ({"encoder_layer": -1}, r"goes into the layer after each of .* \[-1\], but 1 is the last one; .* 0 to 0 too"),
         ({"weight": 0}, "feedback=true feeds back what the transfer loss teaches, but model.comat.weight is 0"),
         ({"feedback": "lm"}, "feedback must be one of false, true, ctc; got 'lm'"),
     ],

@@ -232,8 +232,8 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     configs = {arm: train.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
     layer = (configs["ctc"].model.encoder.n_layers - 1) // 2
     for arm, cfg in configs.items():
-        conditioned = arm == "self_conditioned"
-        assert list(cfg.model.interctc.apply_at_layers) == ([layer] if "interctc" in arm or conditioned else [])
+        conditioned, between = arm == "self_conditioned", arm in ("interctc", "default", "self_conditioned")
+        assert cfg.model.interctc == {"loss_weights": [0.3] * between, "apply_at_layers": [layer] * between}
         assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned"))
         assert cfg.model.comat.feedback == ("ctc" if conditioned else False)
     methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}

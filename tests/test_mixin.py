@@ -414,6 +414,13 @@ def test_interctc_with_comat(small_cfg):
     assert ours[0]["train_active_fraction"] == 1
 
 
+@pytest.mark.parametrize("layer", [2, -1])
+def test_a_layer_of_interctc_that_is_not_there_is_refused(small_cfg, layer):
+    small_cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [layer]}
+    with pytest.raises(ValueError, match=rf"apply_at_layers is \[{layer}\], but ConformerEncoder has layers 0 to 1"):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
 def test_mean_reduction_of_ctc_is_followed(small_cfg):
     small_cfg.ctc_reduction = "none"
     with pytest.raises(ValueError, match="ctc_reduction must be one of mean_batch, mean, mean_volume, sum, got 'none'"):

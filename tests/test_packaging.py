@@ -89,14 +89,14 @@ def test_the_tokenizer_command_is_the_script(installed, tmp_path):
 
 @pytest.mark.nemo
 def test_comat_train_takes_a_configs_name_and_overrides(installed, tmp_path):
-    overrides = ["trainer.max_steps=2", "+trainer.limit_val_batches=1", "model.encoder.n_layers=1"]
+    overrides = ["trainer.max_steps=2", "+trainer.limit_val_batches=1", "model.encoder.n_layers=3"]
     name = "--config-name=conformer_ctc_comat_demo"
     done = run(installed, "train", name, *overrides, "exp_manager.exp_dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout + done.stderr
     assert "`Trainer.fit` stopped: `max_steps=2` reached." in said
     assert f"training on the embedded corpus in {installed}/nemo_comat/shipped/examples/demo_corpus " in said
-    assert "n_layers: 1\n" in said and list((tmp_path / "out").rglob("*.nemo"))
+    assert "n_layers: 3\n" in said and list((tmp_path / "out").rglob("*.nemo"))
     done = run(installed, "train", "--config-name=gone", cwd=tmp_path)
     assert done.returncode != 0 and "gone" in done.stderr
 

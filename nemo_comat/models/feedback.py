@@ -34,8 +34,8 @@ class FeedbackMixin(Host):
             dims = [block.projection.dim] * len(layers)
         with torch.random.fork_rng(devices=[]):
             self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._cfg.encoder.d_model) for dim in dims)
-        for number, layer in enumerate(layers):
-            self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number), with_kwargs=True)
+        for number, (named, layer) in enumerate(layers):
+            self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 
     def _fit_feedback_to_vocabulary(self) -> None:
         """Begins the feedback of posteriors anew where there are others than before."""
@@ -46,33 +46,36 @@ class FeedbackMixin(Host):
             if fed.back.in_features != size:
                 fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
 
-    def _feedback_layers(self, block: DictConfig) -> list[int]:
+    def _feedback_layers(self, block: DictConfig) -> list[tuple[int, int]]:
+        """Of each layer that is fed back its place in `encoder_layer` and in the encoder: list of pairs of int."""
         layers, depth = encoder_layers(block)[0], len(getattr(self.encoder, "layers", ()))
         if None in layers or not depth:
             raise ConfigError(
                 f"model.comat.feedback={block.feedback} needs model.comat.encoder_layer, a layer before the last of "
                 f"{type(self.encoder).__name__}'s {depth}; got {block.encoder_layer}."
             )
-        places = [layer % depth for layer in layers if layer is not None]
-        if depth - 1 in places:
+        named = [(number, layer % depth) for number, layer in enumerate(layers) if layer is not None]
+        # nothing comes after the last layer: it is taught alone
+        places = [(number, layer) for number, layer in named if layer != depth - 1]
+        if not places:
             raise ConfigError(
                 f"model.comat.feedback={block.feedback} goes into the layer after each of model.comat.encoder_layer "
-                f"{layers}, but {depth - 1} is the last one; give layers of 0 to {depth - 2}."
+                f"{layers}, but {depth - 1} is the last one; give one of 0 to {depth - 2} too."
             )
         return places
 
-    def _feed(self, number: int) -> Callable[..., tuple[Any, Any]]:
+    def _feed(self, number: int, named: int) -> Callable[..., tuple[Any, Any]]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             # Conformers of NeMo name their layers' input
             frames = kwargs["x"] if "x" in kwargs else args[0]
-            fed = self.nemo_comat_feedback[number](frames, self._view(frames, number))
+            fed = self.nemo_comat_feedback[number](frames, self._view(frames, named))
             return (args, {**kwargs, "x": fed}) if "x" in kwargs else ((fed, *args[1:]), kwargs)
 
         return hook
 
-    def _view(self, frames: Tensor, number: int) -> Tensor:
+    def _view(self, frames: Tensor, named: int) -> Tensor:
         """[B, T, D] frames of a layer in the teacher's space, or as the CTC decoder sees them: [B, T, dim]."""
         if self._cfg.comat.feedback == "ctc":
             # not called as a module: what watches the decoder is to see its own call
             return self._ctc_decoder().forward(encoder_output=frames.transpose(1, 2)).exp()
-        return F.normalize(self.comat.layer_projections()[number](frames), dim=-1)
+        return F.normalize(self.comat.layer_projections()[named](frames), dim=-1)

@@ -22,6 +22,7 @@ from nemo_comat.models.captured import captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
 from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
+from nemo_comat.models.interctc import check_interctc
 from nemo_comat.models.reference import manifest_texts, reference_texts
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
@@ -54,6 +55,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         cfg = model_utils.convert_model_config_to_dict_config(cfg)
         teacher = _complete(cfg, self._ctc_config)
         super().__init__(cfg=cfg, trainer=trainer)
+        check_interctc(self._cfg, self.encoder)
         allow_settings()
         self._save_restore_connector = ComatSaveRestoreConnector()
         with open_dict(self._cfg):

@@ -59,7 +59,8 @@ def describe(model: Any) -> str:
     block = model.cfg.get("comat")
     if block is None or not block.weight:
         fed = block is not None and block.get("feedback")
-        what = "CTC whose intermediate posteriors are fed back" if fed else "plain CTC"
+        what = "CTC whose intermediate posteriors are fed back" if fed else _ctc(model)
+        what = f"plain {what}" if what == "CTC" else what
         return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains {what}."
     steps = describe_steps(block)
     return "\n".join(
@@ -69,7 +70,7 @@ def describe(model: Any) -> str:
             f"  compress   {_frames(model)}: {steps['compress']}",
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
-            f"  loss       {_loss(block)}",
+            f"  loss       {_ctc(model)} + {block.weight:g} * transfer{_rise(block)}",
             f"  inference  {INFERENCE[block.feedback]}",
         ]
     )
@@ -131,6 +132,14 @@ def _projection(model: Any) -> str:
     return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"
 
 
-def _loss(block: DictConfig) -> str:
-    warmup = f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""
-    return f"CTC + {block.weight:g} * transfer{warmup}"
+def _ctc(model: Any) -> str:
+    interctc = model.cfg.get("interctc") or {}
+    weights, layers = interctc.get("loss_weights") or (), interctc.get("apply_at_layers") or ()
+    if not weights:
+        return "CTC"
+    between = [f"{weight:g} * CTC of layer {layer}" for weight, layer in zip(weights, layers, strict=True)]
+    return " + ".join([f"{1 - sum(weights):g} * CTC", *between])
+
+
+def _rise(block: DictConfig) -> str:
+    return f", the weight rising from 0 over {block.warmup_steps} steps" if block.warmup_steps else ""

@@ -1,0 +1,35 @@
+"""InterCTC is NeMo's own; what is here says before training that a layer of it does not exist."""
+
+from omegaconf import DictConfig
+from torch import nn
+
+from nemo_comat.config import ConfigError
+
+
+def check_interctc(cfg: DictConfig, encoder: nn.Module) -> None:
+    """NeMo finds out at the end of the first step, and then does not say which layers there are.
+
+    Args:
+        cfg: the model's config.
+        encoder: its encoder; one whose layers cannot be counted is left to NeMo.
+
+    Raises:
+        ConfigError: `interctc.apply_at_layers` names a layer that the encoder does not have.
+
+    Examples:
+        >>> from omegaconf import OmegaConf
+        >>> from torch import nn
+        >>> encoder = nn.Module()
+        >>> encoder.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
+        >>> check_interctc(OmegaConf.create({"interctc": {"loss_weights": [0.3], "apply_at_layers": [0]}}), encoder)
+    """
+    interctc = cfg.get("interctc") or {}
+    layers = list(interctc.get("apply_at_layers") or [])
+    # a Conformer's layers, or a convolutional encoder's blocks
+    depth = len(getattr(encoder, "layers", None) or getattr(encoder, "encoder", None) or ())
+    if depth and any(layer not in range(depth) for layer in layers):
+        raise ConfigError(
+            f"model.interctc.apply_at_layers is {layers}, but {type(encoder).__name__} has layers 0 to {depth - 1}; "
+            f"the middle one is [{(depth - 1) // 2}], and empty lists here and in model.interctc.loss_weights turn "
+            "InterCTC off."
+        )

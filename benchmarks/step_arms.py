@@ -84,7 +84,7 @@ def live_config(cfg, teacher):
 
 def cached_config(cfg, texts, folder):
     """The config with these texts' embeddings in a cache in the folder."""
-    for _ in write_cache(folder, build_teacher(**teacher_arguments(cfg.comat.teacher)), texts):
+    for _ in write_cache(folder, build_teacher(**teacher_arguments(cfg.comat.teacher, cfg.comat.transfer)), texts):
         pass
     write_index(folder)
     cfg = cfg.copy()

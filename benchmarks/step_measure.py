@@ -57,7 +57,9 @@ def bench(options, setting, result):
         arms = [make_ready(name, cfg, trainer, batches[0], device, precision) for name, cfg in configs.items()]
         # of their own, for those of the arms know the texts by then
         blocks = {arm.name: arm.model.cfg.comat for arm in arms if "comat" in arm.model.cfg}
-        teachers = {name: build_teacher(**teacher_arguments(block.teacher)) for name, block in blocks.items()}
+        teachers = {
+            name: build_teacher(**teacher_arguments(block.teacher, block.transfer)) for name, block in blocks.items()
+        }
         for teacher in teachers.values():
             teacher.encode(reference_texts(tokenizer, *batches[0][2:]), device=device)  # loads it
         order, parts, shapes = random.Random(options.seed), {}, []

@@ -138,7 +138,8 @@ def fill(cfg):
     """Writes the cache of a config; returns the number of texts in it, or None on all ranks but the first."""
     if OmegaConf.select(cfg, "model.comat") is None:
         raise ConfigError("model.comat is missing; give training's config, with its comat block.")
-    block = read_comat_config(cfg.model.comat).teacher
+    comat = read_comat_config(cfg.model.comat)
+    block = comat.teacher
     if block.cache is None:
         raise ConfigError("model.comat.teacher.cache is missing; give model.comat.teacher.cache=FOLDER to write to.")
     rank, world_size, device = place(cfg)
@@ -146,7 +147,7 @@ def fill(cfg):
     if rank == 0:
         check_data(cfg)
     folder, block.cache = block.cache, None
-    teacher, tokenizer = build_teacher(**teacher_arguments(block)), tokenizer_of(cfg)
+    teacher, tokenizer = build_teacher(**teacher_arguments(block, comat.transfer)), tokenizer_of(cfg)
     texts = texts_of(cfg.model.train_ds, tokenizer, block.text)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")

@@ -99,7 +99,7 @@ class CompressAlignTransfer(nn.Module):
     Examples:
         >>> step = CompressAlignTransfer(8, 4, compress={}, align={}, projection={"dim": 3}, transfer={})
         >>> type(step.compressor).__name__, type(step.aligner).__name__, step.transfer
-        ('CTCCompressor', 'MonotonicAligner', TransferLoss(loss='cosine', temperature=0.1, negatives=None))
+        ('CTCCompressor', 'MonotonicAligner', TransferLoss(loss='cosine', temperature=0.1, negatives=None, top_k=32))
     """
 
     def __init__(
@@ -159,7 +159,8 @@ class CompressAlignTransfer(nn.Module):
             log_probs: [B, T, V] CTC log-posteriors.
             targets, target_len: [B, U] and [B] the reference in the recogniser's tokens.
             teacher: `nemo_comat.teacher.TeacherOutput` with embeddings [B, N, Dp] for the same rows; `words` is read
-                for ``within_words`` alone, `table` for the loss "classify".
+                for ``within_words`` alone, `table` for the losses "classify" and "distribution", `predicted` for the
+                latter.
             seed: of what the context's masks and the transfer loss draw at random.
         Returns:
             ComatOutput.
@@ -233,7 +234,7 @@ class CompressAlignTransfer(nn.Module):
         n_tokens = teacher.embeddings.shape[1]
         mask = torch.arange(n_tokens, device=student.device) < text_len[:, None]
         student = token_average(student, path, n_tokens) if plan is None else plan_average(student, plan)
-        more = {} if teacher.table is None else dict(table=teacher.table, seed=seed)
+        more = {} if teacher.table is None else dict(table=teacher.table, predicted=teacher.predicted, seed=seed)
         loss: Tensor = self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
         return loss
 

@@ -41,6 +41,7 @@ class TeacherConfig:
     units: Units = "token"
     normalize: Normalize = "none"
     normalize_texts: int = 10000
+    mask: bool = False
 
 
 @dataclass
@@ -94,6 +95,7 @@ class TransferConfig:
     loss: Loss = "cosine"
     temperature: float = 0.1
     negatives: int | None = None
+    top_k: int = 32
 
 
 @dataclass
@@ -148,17 +150,26 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
 
 
-def teacher_arguments(block: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+def teacher_arguments(
+    block: Mapping[str, Any] | DictConfig, transfer: Mapping[str, Any] | DictConfig | None = None
+) -> dict[str, Any]:
     """Arguments of `nemo_comat.teacher.build_teacher`: those of `Teacher` and of `CachedTeacher`.
 
     Args:
         block: the ``teacher`` block of a comat block. Its `text` is no argument: whoever gives texts heeds it; nor is
             what becomes of the vectors.
+        transfer: the ``transfer`` block, whose loss may learn from the teacher's `top_k` probabilities; None asks for
+            none.
     Examples:
         >>> sorted(teacher_arguments({"name": "bert-base-uncased", "text": "manifest", "layers": -1}))
         ['layers', 'name']
+        >>> teacher_arguments({"name": "gpt2"}, {"loss": "distribution", "top_k": 8})
+        {'name': 'gpt2', 'top_k': 8}
     """
-    return {str(key): value for key, value in block.items() if key not in ("text", "normalize", "normalize_texts")}
+    given = {str(key): value for key, value in block.items() if key not in ("text", "normalize", "normalize_texts")}
+    if transfer is not None and transfer["loss"] == "distribution":
+        given["top_k"] = transfer["top_k"]
+    return given
 
 
 def _is_block(hint: object) -> TypeGuard[type[Any]]:
@@ -226,12 +237,13 @@ def _check_values(cfg: DictConfig) -> None:
             "model.comat.align.within_words needs segments whose words are known: compress.method=ctc with "
             f"compress.labels=forced; got {cfg.compress.method} with {cfg.compress.labels}."
         )
-    if cfg.transfer.loss == "classify" and cfg.teacher.units == "word":
+    if cfg.transfer.loss in ("classify", "distribution") and cfg.teacher.units == "word":
         raise ConfigError(
-            "model.comat.transfer.loss=classify names tokens of the teacher's vocabulary, which has no words; set "
-            "model.comat.teacher.units=token."
+            f"model.comat.transfer.loss={cfg.transfer.loss} names tokens of the teacher's vocabulary, which has no "
+            "words; set model.comat.teacher.units=token."
         )
     _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
+    _at_least(cfg.transfer.top_k, 1, "transfer.top_k")
     _at_least(cfg.weight, 0, "weight")
     _at_least(cfg.consistency_weight, 0, "consistency_weight")
     _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.teacher import build_teacher
-from nemo_comat.transfer import Context, Projection, TransferLoss
+from nemo_comat.transfer import LOSSES, Context, Projection, TransferLoss
 from nemo_comat.views.pictures import AlignmentPictures
 
 
@@ -42,7 +42,7 @@ def test_defaults_are_filled_in():
         ({"align": {"temperature": 0}}, "align.temperature must be above 0, or null, got 0"),
         ({"align": {"iterations": 0}}, "align.iterations must be 1 or more, got 0"),
         ({"align": {"backend": "gpu"}}, "align.backend must be one of auto, cuda, cpu, torch; got 'gpu'"),
-        ({"transfer": {"loss": "l1"}}, "transfer.loss must be one of cosine, mse, contrastive, classify; got 'l1'"),
+        ({"transfer": {"loss": "l1"}}, "loss must be one of cosine, mse, .*, classify, distribution; got 'l1'"),
         ({"transfer": {"temperature": 0}}, "transfer.temperature must be above 0, got 0"),
         ({"teacher": {"text": "raw"}}, "teacher.text must be one of tokens, manifest; got 'raw'"),
         ({"teacher": {"dtype": "int8"}}, "teacher.dtype must be one of auto, float32, bfloat16, float16; got 'int8'"),
@@ -66,6 +66,11 @@ def test_defaults_are_filled_in():
             {"transfer": {"loss": "classify"}, "teacher": {"units": "word"}},
             "loss=classify names tokens .* set .*units=token",
         ),
+        (
+            {"transfer": {"loss": "distribution"}, "teacher": {"units": "word"}},
+            "loss=distribution names tokens .* set .*units=token",
+        ),
+        ({"transfer": {"top_k": 0}}, "transfer.top_k must be 1 or more, got 0"),
         ({"transfer": {"negatives": 0}}, "transfer.negatives must be 1 or more, got 0"),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
         ({"consistency_weight": -1}, "comat.consistency_weight must be 0 or more, got -1"),
@@ -107,6 +112,13 @@ def test_what_is_read_and_what_becomes_of_it_are_no_arguments_of_the_teacher():
     block = config.read_comat_config({"teacher": {"text": "manifest"}}).teacher
     assert set(block) - set(config.teacher_arguments(block)) == {"text", "normalize", "normalize_texts"}
     assert isinstance(build_teacher(**config.teacher_arguments(block)), Teacher)
+
+
+def test_the_loss_says_whether_the_teacher_gives_probabilities():
+    for loss in LOSSES:
+        block = config.read_comat_config({"transfer": {"loss": loss, "top_k": 5}})
+        teacher = build_teacher(**config.teacher_arguments(block.teacher, block.transfer))
+        assert teacher.top_k == (5 if loss == "distribution" else None)
 
 
 def test_pictures_is_an_argument_with_its_default():

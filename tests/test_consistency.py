@@ -13,8 +13,9 @@ from test_mixin import train, with_comat
 from test_resume import fit
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ConfigError, Teacher, describe
-from nemo_comat.models.consistency import two_views
+from nemo_comat.models.consistency import two_answers, two_views
 from nemo_comat.models.export import plain_model
+from nemo_comat.teacher import TeacherOutput
 from nemo_comat.transfer import consistency_loss
 
 ALONE = {"weight": 0, "consistency_weight": 0.2}
@@ -155,6 +156,19 @@ def test_the_teacher_is_asked_of_each_text_once_and_rows_are_counted_once(small_
     small_cfg.comat.teacher.max_length = 4
     _, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
     assert logged[0]["train_text_too_long"] == 8 and any("none of the 8 rows" in sentence for sentence in said)
+
+
+def test_all_that_the_teacher_says_of_a_row_is_said_of_both_its_views():
+    pair = torch.arange(2), torch.arange(4).view(2, 2)
+    table = torch.zeros(7, 3)
+    read = TeacherOutput(torch.ones(2, 1, 3), *pair, torch.tensor([True, False]), 1, table, pair, pair)
+    both = two_answers(read)
+    assert both.lacking == 1 and both.table is table and both.text_len.tolist() == [0, 1, 0, 1]
+    for name in set(read._fields) - {"lacking", "table"}:
+        once, twice = (
+            value if isinstance(value, tuple) else (value,) for value in (getattr(read, name), getattr(both, name))
+        )
+        assert all(torch.cat([x, x]).equal(y) for x, y in zip(once, twice, strict=True)), name
 
 
 def test_with_interctc_and_feedback(small_cfg):

@@ -336,10 +336,10 @@ def test_transfer_loss(data):
     loss, temperature = draw(st.sampled_from(LOSSES)), draw(st.sampled_from([0.05, 0.1, 1.0, 10.0]))
     token_id = torch.tensor(rng.integers(0, 4, (batch, tokens))) if draw(st.booleans()) or loss == "classify" else None
     table = torch.tensor(rng.standard_normal((4, dim)), dtype=torch.float32)
+    predicted = likely_tokens(rng, batch, tokens, 4)
     if draw(MISTAKE):
-        mistake = draw(
-            st.sampled_from(["loss", "student", "table", "mask", "mask dtype", "temperature", "token_id", "dim"])
-        )
+        mistakes = ["loss", "student", "table", "mask", "mask dtype", "temperature", "token_id", "dim", "predicted"]
+        mistake = draw(st.sampled_from(mistakes))
         event(f"mistake: {mistake}")
         if mistake == "loss":
             loss = draw(st.sampled_from(["", "l1", None]))
@@ -353,13 +353,17 @@ def test_transfer_loss(data):
             loss, temperature = "contrastive", draw(st.sampled_from([0.0, -1.0, NAN]))
         if mistake == "table":
             return refused(transfer_loss, student, teacher, mask, loss="classify", token_id=token_id)
+        if mistake == "predicted":
+            given = draw(st.sampled_from([{}, dict(table=table), dict(predicted=predicted)]))
+            return refused(transfer_loss, student, teacher, mask, loss="distribution", **given)
         if mistake == "token_id":
             loss, token_id = "contrastive", torch.zeros(batch, tokens + 1, dtype=torch.int64)
         if mistake == "dim":
             student, teacher = torch.zeros(batch, tokens), torch.zeros(batch, tokens)
         return refused(transfer_loss, student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id)
-    check = untouched(student, teacher, mask)
-    out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, token_id=token_id, table=table)
+    check = untouched(student, teacher, mask, *predicted)
+    given = dict(token_id=token_id, table=table, predicted=predicted)
+    out = transfer_loss(student, teacher, mask, loss=loss, temperature=temperature, **given)
     out.sum().backward()
     check()
     assert out.shape == (batch,) and out.dtype == torch.float32
@@ -369,7 +373,8 @@ def test_transfer_loss(data):
     if loss == "contrastive":
         finite[:] = finite.all()
     with np.errstate(all="ignore"):
-        wanted = slow_transfer(student.detach(), teacher, mask, loss, temperature, token_id, table.double().numpy())
+        known = token_id, table.double().numpy(), predicted
+        wanted = slow_transfer(student.detach(), teacher, mask, loss, temperature, *known)
     for row in range(batch):
         assert mask[row].any() or (out[row] == 0 and (student.grad[row] == 0).all())
         if finite[row] and loss != "mse" and student.dtype != torch.float16:
@@ -380,7 +385,14 @@ def test_transfer_loss(data):
             assert out[row].item() == pytest.approx(wanted[row], **tolerance)
 
 
-def slow_transfer(student, teacher, mask, loss, temperature, token_id, table):
+def likely_tokens(rng, batch, tokens, words):
+    """Ids [B, N, 3], different ones for each token, and probabilities, of some tokens 0; or no more than words."""
+    ids = rng.random((batch, tokens, words)).argsort(-1)[..., :3]
+    shares = rng.random(ids.shape) / 3 * (rng.random((batch, tokens, 1)) < 0.8)
+    return torch.tensor(ids), torch.tensor(np.flip(np.sort(shares), -1).copy(), dtype=torch.float32)
+
+
+def slow_transfer(student, teacher, mask, loss, temperature, token_id, table, predicted):
     """The losses by their definitions, a token at a time, in float64."""
     places = [(b, n) for b, row in enumerate(mask.tolist()) for n, counts in enumerate(row) if counts]
     rows = [0.0] * len(mask)
@@ -391,6 +403,11 @@ def slow_transfer(student, teacher, mask, loss, temperature, token_id, table):
             rows[b] += np.square(student[b, n] - teacher[b, n]).mean() if student.shape[2] else NAN
         elif loss == "cosine":
             rows[b] += 1 - cosine(student[b, n], teacher[b, n])
+        elif loss == "distribution":
+            logits = np.array([cosine(student[b, n], row) / temperature for row in table])
+            log_q = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
+            ids, shares = (x[b, n].double().numpy() for x in predicted)
+            rows[b] += sum(p * (math.log(p) - log_q[int(i)]) for i, p in zip(ids, shares / shares.sum()) if p > 0)
         else:
             others = [
                 (c, m) for c, m in places
@@ -442,8 +459,10 @@ def test_compress_align_transfer(data):
     inside = torch.arange(texts) < text_len[:, None]
     embeddings = floats(draw, (batch, texts, width), "plain", torch.float32).masked_fill(~inside[..., None], 0)
     teacher = TeacherOutput(embeddings, text_len, torch.arange(batch * texts).view(batch, texts), text_len > texts)
-    if loss == "classify":
+    if loss in ("classify", "distribution"):
         teacher = teacher._replace(table=torch.randn(batch * texts, width))
+    if loss == "distribution":
+        teacher = teacher._replace(predicted=likely_tokens(np.random.default_rng(0), batch, texts, batch * texts))
     check = untouched(hidden, log_probs, targets, embeddings)
     out = module(hidden, frame_len, log_probs, targets, target_len, teacher)
     out.loss.sum().backward()
@@ -472,7 +491,9 @@ def assert_as_alone(module, row, out, arguments):
     """A row's neighbours and its padding change nothing for it."""
     *tensors, teacher = arguments
     one = slice(row, row + 1)
-    alone = module(*(x[one] for x in tensors), TeacherOutput(*(x[one] for x in teacher[:4]), table=teacher.table))
+    predicted = teacher.predicted and tuple(x[one] for x in teacher.predicted)
+    known = TeacherOutput(*(x[one] for x in teacher[:4]), table=teacher.table, predicted=predicted)
+    alone = module(*(x[one] for x in tensors), known)
     assert alone.active[0] == out.active[row]
     torch.testing.assert_close(alone.loss[0], out.loss[row], rtol=1e-4, atol=1e-4)
 

@@ -10,6 +10,13 @@ from nemo_comat import cosine_score, token_average, transfer_loss
 from nemo_comat.transfer import LOSSES, TransferLoss, reduce_rows
 
 
+def vocabulary(batch, tokens, words, width):
+    """Tokens' ids, all different, a table, and two probabilities for each token, as the losses of a vocabulary need."""
+    token_id = torch.arange(batch * tokens).view(batch, tokens)
+    predicted = torch.stack([token_id, (token_id + 1) % words], -1), torch.tensor([0.6, 0.1]).expand(batch, tokens, 2)
+    return dict(token_id=token_id, table=torch.randn(words, width), predicted=predicted)
+
+
 def test_token_average_by_hand():
     segments = torch.tensor([[[1.0], [3.0], [5.0], [100.0]], [[2.0], [4.0], [100.0], [100.0]]])
     path = torch.tensor([[0, 0, 1, -1], [0, 1, -1, -1]], dtype=torch.int32)
@@ -50,8 +57,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(loss):
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    given = dict(token_id=torch.arange(8).view(2, 4), table=torch.randn(9, 8))
-    transfer_loss(student, teacher, mask, loss=loss, **given).sum().backward()
+    transfer_loss(student, teacher, mask, loss=loss, **vocabulary(2, 4, 9, 8)).sum().backward()
     assert teacher.grad is None
     moved = student.grad.abs().sum(-1) > 0
     assert moved.equal(mask)
@@ -60,14 +66,15 @@ def test_gradient_reaches_the_student_and_never_the_teacher(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_padding_changes_nothing_whatever_it_holds(loss):
     torch.manual_seed(0)
-    student, teacher, token_id = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.arange(8).view(2, 4)
+    student, teacher, given = torch.randn(2, 4, 8), torch.randn(2, 4, 8), vocabulary(2, 4, 9, 8)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    table = torch.randn(9, 8)
-    plain = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id, table=table)
-    student[1, 2:], teacher[1, 2:], token_id[1, 2:] = float("nan"), float("inf"), 1
+    plain = transfer_loss(student, teacher, mask, loss=loss, **given)
+    student[1, 2:], teacher[1, 2:], given["token_id"][1, 2:] = float("nan"), float("inf"), 1
     student, teacher = (F.pad(x, (0, 0, 0, 3), value=1e30).requires_grad_() for x in (student, teacher))
-    token_id, mask = F.pad(token_id, (0, 3), value=2), F.pad(mask, (0, 3))
-    padded = transfer_loss(student, teacher, mask, loss=loss, token_id=token_id, table=table)
+    given["token_id"], mask = F.pad(given["token_id"], (0, 3), value=2), F.pad(mask, (0, 3))
+    ids, shares = (F.pad(x, (0, 0, 0, 3), value=1) for x in given["predicted"])
+    ids[1, 2:], shares[1, 2:] = 3, float("nan")
+    padded = transfer_loss(student, teacher, mask, loss=loss, **{**given, "predicted": (ids, shares)})
     torch.testing.assert_close(padded, plain)
     padded.sum().backward()
     assert student.grad.isfinite().all()
@@ -76,8 +83,7 @@ def test_padding_changes_nothing_whatever_it_holds(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_row_without_tokens_costs_nothing(loss):
     mask = torch.tensor([[False, False], [True, True]])
-    given = dict(token_id=torch.arange(4).view(2, 2), table=torch.randn(5, 3))
-    out = transfer_loss(torch.randn(2, 2, 3), torch.randn(2, 2, 3), mask, loss=loss, **given)
+    out = transfer_loss(torch.randn(2, 2, 3), torch.randn(2, 2, 3), mask, loss=loss, **vocabulary(2, 2, 5, 3))
     assert out[0] == 0 and out[1] > 0
 
 
@@ -102,7 +108,7 @@ def test_module_equals_function():
 
 def test_bad_arguments_are_refused():
     x, mask = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="loss must be one of cosine, mse, contrastive, classify; got 'l1'"):
+    with pytest.raises(ValueError, match="loss must be one of cosine, mse, .*, classify, distribution; got 'l1'"):
         transfer_loss(x, x, mask, loss="l1")
     with pytest.raises(ValueError, match=r"must be \[B, N, D\] and mask \[B, N\]"):
         transfer_loss(x, x[:, :1], mask)

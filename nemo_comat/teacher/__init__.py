@@ -10,6 +10,7 @@ from nemo_comat.teacher.cache import (
     write_cache,
     write_index,
 )
+from nemo_comat.teacher.device import upload
 from nemo_comat.teacher.files import find_model
 from nemo_comat.teacher.language_model import (
     SENTENCEPIECE_UNKNOWN,
@@ -20,7 +21,6 @@ from nemo_comat.teacher.language_model import (
     TeacherError,
     TeacherOutput,
     Units,
-    upload,
 )
 from nemo_comat.teacher.pending import Pending
 

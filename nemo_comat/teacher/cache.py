@@ -20,10 +20,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.output import PathLike, written_beside
-from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, upload
+from nemo_comat.teacher.device import upload
+from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, pad_predicted
 
 FORMAT = 1
 INDEX = "index.safetensors"
+# a shard's tensors of what the language model expects, where it has them
+PREDICTED = ("predicted_id", "predicted")
 Missing = Literal["encode", "error"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
 RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
@@ -34,11 +37,15 @@ class CacheError(TeacherError):
 
 
 class CachedText(NamedTuple):
-    """One text: vectors float16 [n, Dp] and token_id int32 [n], both mapped from the file, and too_long bool."""
+    """One text: vectors float16 [n, Dp] and token_id int32 [n], both mapped from the file, and too_long bool.
+
+    predicted: ids int32 and probabilities float16 [n, K], mapped too; None where the cache has none.
+    """
 
     vectors: Tensor
     token_id: Tensor
     too_long: bool
+    predicted: tuple[Tensor, Tensor] | None = None
 
 
 def text_key(text: str) -> npt.NDArray[np.int64]:
@@ -69,7 +76,10 @@ class TeacherCache:
         if unlisted:
             raise CacheError(f"Cache {self.folder} is not finished ({unlisted[0]} is not in its index); {RUN_AGAIN}")
         if expected is not None:
-            refuse_another(self.description, expected, self.folder)
+            refuse_fewer(self.description, expected, self.folder)
+            # with more probabilities than are asked for, or with some where none are, it serves as well
+            wanted = {key: value for key, value in expected.items() if key != "top_k"}
+            refuse_another(self.description, wanted, self.folder)
         # the first half of the keys is sorted; the second tells apart texts that share it
         self._first, self._second = (index.get_tensor(name).numpy() for name in ("first", "second"))
         self._place = index.get_tensor("place")
@@ -104,11 +114,12 @@ class TeacherCache:
     def _read(self, shard: int, row: int) -> CachedText:
         if shard not in self._open_shards:
             file, _ = _open(self.folder / self.shards[shard], self.folder)
-            names = ("embeddings", "token_id", "start", "too_long")
+            names = ("embeddings", "token_id", "start", "too_long", *(PREDICTED if "top_k" in self.description else ()))
             self._open_shards[shard] = [file.get_tensor(name) for name in names]
-        embeddings, token_id, start, too_long = self._open_shards[shard]
+        embeddings, token_id, start, too_long, *predicted = self._open_shards[shard]
         begin, end = start[row : row + 2].tolist()
-        return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]))
+        ids_and_shares = (predicted[0][begin:end], predicted[1][begin:end]) if predicted else None
+        return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]), ids_and_shares)
 
 
 def _open(path: Path, folder: Path) -> tuple[Any, dict[str, str]]:
@@ -154,6 +165,24 @@ def refuse_another(found: Mapping[str, Any], expected: Mapping[str, Any], folder
         raise CacheError(
             f"Cache {folder} was written by another teacher: it has {theirs}; training asks for {ours}. Point "
             "model.comat.teacher.cache elsewhere and run examples/cache_teacher.py, or ask for the cache's teacher."
+        )
+
+
+def refuse_fewer(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+    """Raises CacheError where a cache has no probabilities of tokens, or fewer than are asked for.
+
+    Examples:
+        >>> refuse_fewer({"top_k": 32}, {"top_k": 8}, Path("cache"))
+        >>> refuse_fewer({}, {"top_k": 8}, Path("cache"))
+        Traceback (most recent call last):
+        nemo_comat.teacher.cache.CacheError: Cache cache has no probabilities of tokens, which ...
+    """
+    if found.get("top_k", 0) < expected.get("top_k", 0):
+        has = f"{found['top_k']} probabilities for each token" if "top_k" in found else "no probabilities of tokens"
+        raise CacheError(
+            f"Cache {folder} has {has}, which model.comat.transfer.loss=distribution with transfer.top_k="
+            f"{expected['top_k']} learns from; point model.comat.teacher.cache elsewhere and run "
+            "examples/cache_teacher.py with the same overrides as training."
         )
 
 
@@ -216,7 +245,9 @@ def write_cache(
 
 def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
     file, metadata = _open(shard, folder)
-    refuse_another(json.loads(metadata["teacher"]), description, folder)
+    found = json.loads(metadata["teacher"])
+    # all shards have probabilities, as many, or none has
+    refuse_another(found, {"top_k": None, "mask": None, **description}, folder)
     keys: Tensor = file.get_tensor("key")
     return keys
 
@@ -239,6 +270,9 @@ def _write_shard(
         "too_long": torch.tensor([row.too_long for row in rows]),
         "key": torch.from_numpy(np.stack([waiting[text] for text in texts])),
     }
+    if teacher.top_k:
+        ids, shares = (torch.cat(list(column)) for column in zip(*(row.predicted for row in rows if row.predicted)))
+        tensors.update(zip(PREDICTED, (ids.to("cpu", torch.int32), shares.to("cpu", torch.float16))))
     _save(tensors, path, teacher.description)
     return len(texts)
 
@@ -361,6 +395,10 @@ class CachedTeacher:
         """As `Teacher.table`; loads the teacher's weights."""
         return self.teacher.table(device)
 
+    def check_predictions(self) -> None:
+        """Raises TeacherError where the cache has no probabilities of tokens, or fewer than are asked for."""
+        _ = self.cache
+
     def reads_at_once(self, text: str) -> bool:
         """As `Teacher.reads_at_once`: where the cache has the text."""
         return self.cache.get(text) is not None
@@ -376,20 +414,39 @@ class CachedTeacher:
                 f"{texts[lacking[0]]!r}; {RUN_AGAIN} Or set model.comat.teacher.missing=encode."
             )
         live = self.teacher.rows([texts[i] for i in lacking], device)
-        # their vectors are on the device already, and go into this room there
+        # what is of them is on the device already, and goes into this room there
         room = {
-            i: CachedText(torch.zeros(len(row.token_id), self.dim), row.token_id, row.too_long)
+            i: CachedText(
+                torch.zeros(len(row.token_id), self.dim),
+                row.token_id,
+                row.too_long,
+                None if row.predicted is None else _room_for(*row.predicted),
+            )
             for i, row in zip(lacking, live)
         }
-        rows = [room[i] if row is None else row for i, row in enumerate(found)]
-        out = _pad(rows, self.dim, device)
+        out = _pad(
+            [room[i] if row is None else row for i, row in enumerate(found)], self.dim, self.teacher.top_k, device
+        )
         if live:
-            vectors = pad_sequence([row.vectors for row in live], batch_first=True)
-            out.embeddings[:, : vectors.shape[1]].index_copy_(0, upload(torch.tensor(lacking), device), vectors)
+            places = upload(torch.tensor(lacking), device)
+            _fill(out.embeddings, places, pad_sequence([row.vectors for row in live], batch_first=True))
+            for whole, part in zip(out.predicted or (), pad_predicted([row.predicted for row in live]) or ()):
+                _fill(whole, places, part)
         return out._replace(lacking=len(lacking))
 
 
-def _pad(rows: Sequence[CachedText], dim: int, device: torch.device) -> TeacherOutput:
+def _room_for(token_id: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros in the shapes and dtypes that a cache has of these."""
+    return torch.zeros(token_id.shape, dtype=torch.int32), torch.zeros(share.shape, dtype=torch.float16)
+
+
+def _fill(whole: Tensor, places: Tensor, part: Tensor) -> None:
+    """Puts rows [b, n, …] into the rows of [B, N, …] that places [b] name."""
+    n = min(whole.shape[1], part.shape[1])
+    whole[:, :n].index_copy_(0, places, part[:, :n])
+
+
+def _pad(rows: Sequence[CachedText], dim: int, top_k: int | None, device: torch.device) -> TeacherOutput:
     """TeacherOutput of rows: gathered on the host, copied to the device in one piece each."""
     lengths = [len(row.token_id) for row in rows]
     longest = max([1, *lengths])
@@ -397,11 +454,15 @@ def _pad(rows: Sequence[CachedText], dim: int, device: torch.device) -> TeacherO
     token_id = torch.zeros(len(rows), longest, dtype=torch.int32)
     for i, (row, n) in enumerate(zip(rows, lengths)):
         embeddings[i, :n], token_id[i, :n] = row.vectors, row.token_id
+    # a cache may have more probabilities than are asked for
+    kept = [row.predicted and (row.predicted[0][:, :top_k], row.predicted[1][:, :top_k]) for row in rows]
+    predicted = pad_predicted(kept) if top_k else None
     return TeacherOutput(
         upload(embeddings, device).float(),
         upload(torch.tensor(lengths), device),
         upload(token_id, device).long(),
         upload(torch.tensor([row.too_long for row in rows]), device),
+        predicted=predicted and (upload(predicted[0], device).long(), upload(predicted[1], device).float()),
     )
 
 

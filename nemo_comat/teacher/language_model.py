@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_comat.teacher.device import upload
 from nemo_comat.teacher.files import find_model, fingerprint
+from nemo_comat.teacher.head import View, following, head_class, likeliest, masked, reads_ahead
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.quiet import quiet_transformers
@@ -50,6 +52,8 @@ class TeacherOutput(NamedTuple):
     one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool. lacking: number of
     texts that a cache, where there is one, did not have. table: [V, Dp] the word embeddings, where they are asked for.
     words: [B, U] and [B, N] int64, the word of each of the recogniser's and of the teacher's tokens, where asked for.
+    predicted: ids int64 and probabilities float32 [B, N, K] of the tokens that the model expects in each token's place,
+    the largest first, where the teacher has `top_k`; 0 where it expects none.
     """
 
     embeddings: Tensor
@@ -59,27 +63,20 @@ class TeacherOutput(NamedTuple):
     lacking: int = 0
     table: Tensor | None = None
     words: tuple[Tensor, Tensor] | None = None
+    predicted: tuple[Tensor, Tensor] | None = None
 
 
 class Embedded(NamedTuple):
-    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool, size in bytes."""
+    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool, size in bytes.
+
+    predicted: ids and probabilities [n, K] on the device, or None; as in TeacherOutput.
+    """
 
     vectors: Tensor
     token_id: Tensor
     too_long: bool
     size: int
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device, without waiting for the device.
-
-    Args:
-        tensor: on the CPU. device: torch.device.
-    Examples:
-        >>> upload(torch.tensor([1, 2]), torch.device("cpu"))
-        tensor([1, 2])
-    """
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    predicted: tuple[Tensor, Tensor] | None = None
 
 
 class Teacher:
@@ -94,7 +91,14 @@ class Teacher:
         dtype: "float32", "bfloat16" or "float16", of the teacher's weights; "auto" is bfloat16 on a GPU that has it,
             and float32 elsewhere.
         units: "token", or "word": the mean of a word's tokens in place of each, where words are what white space parts.
+        top_k: so many of the tokens that the model's own head finds likeliest in each token's place come with it; None
+            for none, and the head is not loaded. A masked language model has the token itself before it, a causal one
+            what stands before the token, for the first one the tokenizer's BOS; where it has no BOS, or no room for it,
+            the first token has no probabilities.
+        mask: with top_k, a masked language model has the mask in the token's place, each in turn: it reads a text as
+            often as it has tokens.
     Raises:
+        ValueError: top_k for units of words.
         TeacherError: on first use; not found, not readable, without hidden states or with other than one a token, a
             layer it does not have, a tokenizer without a vocabulary, with token ids that the model does not have, or
             (for units of words) that does not say where its tokens stand.
@@ -110,10 +114,18 @@ class Teacher:
         max_length: int | None = None,
         dtype: Dtype = "auto",
         units: Units = "token",
+        top_k: int | None = None,
+        mask: bool = False,
     ) -> None:
+        if top_k and units == "word":
+            raise ValueError(f"top_k={top_k} is of tokens, and units of words have none; set units='token'")
         self.name = name
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         self.units = units
+        self.top_k, self.mask = top_k, mask
+        # the model with its head, where there is top_k; known when it is loaded
+        self._head: Any = None
+        self._is_causal = False
         self.dtype: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
         self._max_length = max_length
         self._seen: OrderedDict[tuple[str, torch.device], Embedded] = OrderedDict()
@@ -126,18 +138,24 @@ class Teacher:
         return find_model(self.name)
 
     @functools.cached_property
-    def config(self) -> Any:
-        """The model's transformers config; loads no weights. Checks that `layers` exist."""
+    def _whole_config(self) -> Any:
+        """As transformers reads it, with parts for what is no text."""
         from transformers import AutoConfig
 
-        config = self._load(AutoConfig)
-        config = getattr(config, "text_config", None) or config
+        return self._load(AutoConfig)
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The model's transformers config; loads no weights. Checks that `layers`, and a head for top_k, exist."""
+        config = getattr(self._whole_config, "text_config", None) or self._whole_config
         depth, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
         if depth is None or width is None:
             raise TeacherError(
                 f"Teacher {self.name!r} ({type(config).__name__}) has no hidden states of tokens to learn from; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             )
+        if self.top_k and head_class(self._whole_config) is None:
+            raise self._no_head(f"transformers has no masked or causal language model for {type(config).__name__}")
         if self.reads_table:
             return config
         if not self.layers:
@@ -162,6 +180,7 @@ class Teacher:
             "layers": self.layers if self.reads_table else sorted(layer % (depth + 1) for layer in self.layers),
             # a cache of before this key holds tokens
             **({} if self.units == "token" else {"units": self.units}),
+            **({"top_k": self.top_k, "mask": self.mask} if self.top_k else {}),
             "max_length": self.stated_length,
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
@@ -204,12 +223,48 @@ class Teacher:
         # "eager": the other attentions look at the mask's values first, which waits for the device
         options = dict(attn_implementation="eager", output_loading_info=True)
         announce(f"Loading the teacher {self.name}; this takes seconds from a disk, and minutes from a hub at first.")
-        whole, info = self._load(AutoModel, dtype=self.dtype or torch.float32, **options)
+        auto_class = head_class(self._whole_config) if self.top_k else AutoModel
+        loaded, info = self._load(auto_class, dtype=self.dtype or torch.float32, **options)
+        whole = loaded.base_model if self.top_k else loaded
         encoder = getattr(whole, "encoder", None)
         model = encoder if isinstance(encoder, PreTrainedModel) else whole.get_encoder() if encoder_decoder else whole
-        model.eval().requires_grad_(False)
-        self._refuse_random_weights(whole, model, info["missing_keys"])
+        (loaded if self.top_k else model).eval().requires_grad_(False)
+        self._refuse_random_weights(loaded, model, info["missing_keys"])
+        if self.top_k:
+            self._check_head(loaded, info["missing_keys"], auto_class)
+            self._head = loaded
         return model
+
+    def _check_head(self, loaded: Any, missing: Sequence[str], auto_class: Any) -> None:
+        """Raises where a model that was loaded with its head is not one whose probabilities can be read."""
+        ids = self._probe.to(loaded.device)
+
+        def logits() -> Tensor:
+            found: Tensor = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            return found
+
+        with self._as_teacher_error(loaded, "a short text", "logits"):
+            names = needed_weights(loaded, loaded, missing, lambda: [logits()]) if missing else []
+            width, rows = logits().shape[-1], len(loaded.get_input_embeddings().weight)
+            self._is_causal = not reads_ahead(loaded, ids, int(ids[0, 0]))
+        if names:
+            raise self._no_head(f"its weights lack {', '.join(names[:3])}, which {type(loaded).__name__} needs")
+        if width != rows:
+            raise self._no_head(f"its head has {width} tokens and its table of word embeddings {rows}")
+        if not self._is_causal and auto_class.__name__ == "AutoModelForCausalLM":
+            raise self._no_head(f"as {type(loaded).__name__} it reads what follows a token, and does not foretell it")
+        if self.mask and (self._is_causal or self.tokenizer.mask_token_id is None):
+            raise TeacherError(
+                f"Teacher {self.name!r} ({type(loaded).__name__}) has no mask to read in a token's place; set "
+                "model.comat.teacher.mask=false, or choose a masked language model such as bert-base-uncased."
+            )
+
+    def _no_head(self, why: str) -> TeacherError:
+        return TeacherError(
+            f"Teacher {self.name!r} has no language-model head whose probabilities could be learnt: {why}; choose a "
+            "model such as bert-base-uncased or gpt2 for model.comat.teacher.name, or another "
+            "model.comat.transfer.loss."
+        )
 
     @functools.cached_property
     def stated_length(self) -> int:
@@ -283,7 +338,7 @@ class Teacher:
         except Exception as error:  # transformers and what it calls raise any class
             is_there = Path(self.path).is_dir()
             where = f"read from {self.path}" if is_there else "neither a folder nor an installed package"
-            what = auto_class.__name__.removeprefix("Auto").lower()
+            what = auto_class.__name__.removeprefix("Auto").partition("For")[0].lower()
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             advice = FOLDER_HELP if is_there else OFFLINE_HELP
             raise TeacherError(
@@ -322,6 +377,10 @@ class Teacher:
         rows = self._code(texts, return_offsets_mapping=True)
         return [words_of(self._readable(text), [spans[i] for i in kept]) for text, (_, kept, spans) in zip(texts, rows)]
 
+    def check_predictions(self) -> None:
+        """Raises TeacherError where the model has no probabilities of tokens; loads its weights."""
+        _ = self.model
+
     def reads_at_once(self, text: str) -> bool:
         """Whether `encode` needs to load no weights that training does without: always."""
         return True
@@ -336,7 +395,7 @@ class Teacher:
         """
         if self._table is None or self._table.device != device:
             with self._as_teacher_error(self.model, "its table of word embeddings"):
-                table = self.model.get_input_embeddings().weight
+                table = (self._head if self.top_k else self.model).get_input_embeddings().weight
             if table.shape[1] != self.dim:
                 raise TeacherError(
                     f"Teacher {self.name!r}: its table of word embeddings has width {table.shape[1]}, its layers "
@@ -361,7 +420,8 @@ class Teacher:
             embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
         text_len = torch.tensor([len(row.token_id) for row in rows])
         too_long = torch.tensor([row.too_long for row in rows])
-        return TeacherOutput(embeddings, upload(text_len, device), upload(token_id, device), upload(too_long, device))
+        lengths = upload(text_len, device), upload(token_id, device), upload(too_long, device)
+        return TeacherOutput(embeddings, *lengths, predicted=pad_predicted([row.predicted for row in rows]))
 
     def rows(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
         """Embedded of each text, from the memory of texts seen lately where it is there."""
@@ -402,10 +462,30 @@ class Teacher:
             words = [index if row else [] for index, row in zip(self._token_words(texts), kept)]
             averaged = [average_words(*row) for row in zip(vectors, token_ids, words)]
             vectors, token_ids = [row[0] for row in averaged], [row[1] for row in averaged]
+        predicted = self._predicted(ids, kept, device) if self.top_k and texts else [None] * len(texts)
         return [
-            Embedded(v, number, long, v.nbytes + len(text))
-            for v, number, long, text in zip(vectors, token_ids, too_long, texts)
+            Embedded(v, number, long, sum(x.nbytes for x in (v, *(p or ()))) + len(text), p)
+            for v, number, long, text, p in zip(vectors, token_ids, too_long, texts, predicted)
         ]
+
+    def _predicted(
+        self, ids: Sequence[Tensor], kept: Sequence[list[int]], device: torch.device
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """Ids and probabilities [n, K] of the tokens that the head finds likeliest in the kept places of texts."""
+        vocabulary = len(self._head.get_input_embeddings().weight)
+        views = [view for row, places in zip(ids, kept) if places for view in self._views(row, places)]
+        with torch.inference_mode(), self._as_teacher_error(self._head, f"{len(views)} texts", "logits"):
+            found = likeliest(self._head, views, int(self.top_k or 0), vocabulary, self._padding, device)
+        token_id, share = (x.split([len(places) for places in kept]) for x in found)
+        # clones outside of inference mode, as of the vectors
+        return [(one.clone(), other.clone()) for one, other in zip(token_id, share)]
+
+    def _views(self, ids: Tensor, places: list[int]) -> list[View]:
+        if self._is_causal:
+            first, limit = self.tokenizer.bos_token_id, self._limits.token_ids
+            fits = first is not None and (limit is None or first < limit) and len(ids) < self.max_length
+            return [following(ids, places, first if fits else None)]
+        return masked(ids, places, self.tokenizer.mask_token_id) if self.mask else [View(ids, places)]
 
     def _readable(self, text: str) -> str:
         return text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ")
@@ -447,7 +527,7 @@ class Teacher:
 
     def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         if next(self.model.parameters()).device != ids.device:
-            self.model.to(ids.device, self.dtype or _fastest_dtype(ids.device))
+            (self._head if self.top_k else self.model).to(ids.device, self.dtype or _fastest_dtype(ids.device))
         with torch.inference_mode():
             states = self._states(self.model, ids, attention)
         # outside of inference mode, whose own tensors no loss can be trained against
@@ -476,16 +556,32 @@ class Teacher:
         return chosen
 
     @contextmanager
-    def _as_teacher_error(self, model: object, texts: str) -> Iterator[None]:
+    def _as_teacher_error(self, model: object, texts: str, what: str = "hidden states") -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of the model's own code
             raise TeacherError(
-                f"Teacher {self.name!r} ({type(model).__name__}) returned no hidden states for {texts}: {error}; "
+                f"Teacher {self.name!r} ({type(model).__name__}) returned no {what} for {texts}: {error}; "
                 "choose a text model such as bert-base-uncased for model.comat.teacher.name."
             ) from error
+
+
+def pad_predicted(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
+    """Pads (ids, probabilities), each [n, K], of texts to [B, N, K] with zeros, N at least 1; None where one has none.
+
+    Examples:
+        >>> ids, shares = pad_predicted([(torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(1, 3), torch.ones(1, 3))])
+        >>> shares.sum(2).tolist()
+        [[3.0, 3.0], [3.0, 0.0]]
+    """
+    known = [row for row in rows if row is not None]
+    if not known or len(known) < len(rows):
+        return None
+    ids, shares = (pad_sequence(list(column), batch_first=True) for column in zip(*known))
+    missing = (0, 0, 0, 1 - min(1, ids.shape[1]))
+    return torch.nn.functional.pad(ids, missing), torch.nn.functional.pad(shares, missing)
 
 
 def _ordinary(tokenizer: Any) -> dict[str, int]:

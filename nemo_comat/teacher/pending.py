@@ -56,7 +56,7 @@ class Pending:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for tensor in self._output[:4]:
+            for tensor in (*self._output[:4], *(self._output.predicted or ())):
                 # memory of this answer must not be given to another while the current stream reads it
                 tensor.record_stream(current)
         return self._output

@@ -3,6 +3,7 @@
 from nemo_comat.transfer.classify import classify_tokens
 from nemo_comat.transfer.consistency import consistency_loss
 from nemo_comat.transfer.context import Context, segment_mask
+from nemo_comat.transfer.distribution import token_divergence
 from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
@@ -45,6 +46,7 @@ __all__ = [
     "reduce_rows",
     "segment_mask",
     "token_average",
+    "token_divergence",
     "transfer_loss",
     "vector_statistics",
 ]

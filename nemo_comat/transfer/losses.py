@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_comat.transfer.classify import classify_tokens
+from nemo_comat.transfer.distribution import token_divergence
 
-Loss = Literal["cosine", "mse", "contrastive", "classify"]
+Loss = Literal["cosine", "mse", "contrastive", "classify", "distribution"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 Reduction = Literal["mean_batch", "mean", "mean_volume", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
@@ -62,6 +63,8 @@ def transfer_loss(
     negatives: int | None = None,
     token_id: Tensor | None = None,
     table: Tensor | None = None,
+    predicted: tuple[Tensor, Tensor] | None = None,
+    top_k: int = 32,
     seed: int = 0,
 ) -> Tensor:
     """Distance of aligned student vectors from the teacher's embeddings, summed over each row's tokens.
@@ -69,21 +72,23 @@ def transfer_loss(
     cosine: 1 - cos(student, teacher). mse: mean over features of the squared difference. contrastive: -log of the
     softmax, over all tokens of the batch, of cos(student, .) / temperature at the own token; the same token elsewhere
     in the batch is never a negative. classify: `classify_tokens`, of which token of the vocabulary it is.
+    distribution: `token_divergence`, of the language model's own probabilities of it.
 
     Args:
         student: [B, N, D]; gets gradients.
         teacher: [B, N, D]; gets none.
         mask: [B, N] bool, True = a token that counts.
-        loss: "cosine", "mse", "contrastive" or "classify".
-        temperature: above 0; contrastive and classify.
-        negatives, seed: as in `classify_tokens`; classify only.
+        loss: "cosine", "mse", "contrastive", "classify" or "distribution".
+        temperature: above 0; contrastive, classify and distribution.
+        negatives, seed: as in `classify_tokens` and `token_divergence`; classify and distribution.
         token_id: [B, N] the tokens' ids; contrastive, where without it every other token is a negative, and classify.
-        table: [V, D] the vocabulary's embeddings; classify only.
+        table: [V, D] the vocabulary's embeddings; classify and distribution.
+        predicted, top_k: as in `token_divergence`; distribution only.
     Returns:
         [B] float32; 0 for a row without tokens.
     Raises:
         ValueError: an unknown loss, shapes that disagree, a mask that is not bool, a temperature that is not above 0,
-            or classify without token_id and table.
+            classify without token_id and table, or distribution without predicted and table.
     Source: ours; contrastive after HKD, arXiv 2301.13003.
     Examples:
         >>> student, teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 2.0], [0.0, 2.0]]])
@@ -107,14 +112,20 @@ def transfer_loss(
         per_token = (student - teacher).square().mean(-1)
     else:
         _check_tokens(mask, temperature, token_id)
+        drawn: dict[str, Any] = dict(temperature=temperature, negatives=negatives, seed=seed)
         if loss == "contrastive":
             per_token = _contrastive(student, teacher, mask, temperature, token_id)
-        else:
+        elif loss == "classify":
             if token_id is None or table is None:
                 raise ValueError("loss='classify' needs token_id [B, N] and the teacher's table [V, D]; give both")
-            per_token = classify_tokens(
-                student, token_id, mask, table, temperature=temperature, negatives=negatives, seed=seed
-            )
+            per_token = classify_tokens(student, token_id, mask, table, **drawn)
+        else:
+            if predicted is None or table is None or any(x.dim() != 3 or x.shape[:2] != mask.shape for x in predicted):
+                raise ValueError(
+                    "loss='distribution' needs predicted, the ids and the probabilities [B, N, K] of a teacher that "
+                    "has top_k, and its table [V, D]; give both"
+                )
+            per_token = token_divergence(student, predicted, mask, table, top_k=top_k, **drawn)
     return torch.where(mask, per_token, 0).sum(1)
 
 
@@ -165,15 +176,17 @@ class TransferLoss(nn.Module):
     """`transfer_loss` with its options kept; no parameters.
 
     Args:
-        loss, temperature, negatives: as in `transfer_loss`.
+        loss, temperature, negatives, top_k: as in `transfer_loss`.
     Examples:
         >>> TransferLoss("mse")(torch.ones(1, 1, 4), torch.full((1, 1, 4), 3.0), torch.tensor([[True]])).tolist()
         [4.0]
     """
 
-    def __init__(self, loss: Loss = "cosine", temperature: float = 0.1, negatives: int | None = None) -> None:
+    def __init__(
+        self, loss: Loss = "cosine", temperature: float = 0.1, negatives: int | None = None, top_k: int = 32
+    ) -> None:
         super().__init__()
-        self.options: dict[str, Any] = dict(loss=loss, temperature=temperature, negatives=negatives)
+        self.options: dict[str, Any] = dict(loss=loss, temperature=temperature, negatives=negatives, top_k=top_k)
 
     def forward(
         self,
@@ -182,10 +195,12 @@ class TransferLoss(nn.Module):
         mask: Tensor,
         token_id: Tensor | None = None,
         table: Tensor | None = None,
+        predicted: tuple[Tensor, Tensor] | None = None,
         seed: int = 0,
     ) -> Tensor:
         """Same shapes and returns as `transfer_loss`."""
-        return transfer_loss(student, teacher, mask, token_id=token_id, table=table, seed=seed, **self.options)
+        given: dict[str, Any] = dict(token_id=token_id, table=table, predicted=predicted, seed=seed)
+        return transfer_loss(student, teacher, mask, **given, **self.options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

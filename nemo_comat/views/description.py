@@ -24,6 +24,8 @@ TRANSFER = {
     "mse": "mean squared difference from each token's embedding",
     "contrastive": "contrastive loss with each token's embedding, temperature {temperature:g}",
     "classify": "cross entropy of each token among {among}, temperature {temperature:g}",
+    "distribution": "divergence from the teacher's probabilities of the {top_k} likeliest tokens in each place, "
+    "among {among}, temperature {temperature:g}",
 }
 INFERENCE = {
     False: "unchanged, plain CTC: teacher, alignment and projection take no part",

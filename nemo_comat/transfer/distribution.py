@@ -1,0 +1,96 @@
+"""Divergence from a language model's own token probabilities, its word embeddings' table for output weights."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from nemo_comat.transfer.classify import candidate_ids
+
+# rows of the table whose logits are in memory at a time
+TOGETHER = 16384
+
+
+def token_divergence(
+    student: Tensor,
+    predicted: tuple[Tensor, Tensor],
+    mask: Tensor,
+    table: Tensor,
+    *,
+    temperature: float = 0.1,
+    negatives: int | None = None,
+    top_k: int = 32,
+    seed: int = 0,
+) -> Tensor:
+    """sum_k p_k (log p_k - log q_k): p of the language model, q the softmax of cos(student, table) / temperature.
+
+    Args:
+        student: [B, N, D], finite; gets gradients.
+        predicted: ids and probabilities [B, N, K], the largest first, of the tokens that the language model expects in
+            each token's place. A token whose probabilities are all 0 has none, and costs nothing.
+        mask: [B, N] bool, True = a token that counts.
+        table: [V, D] the teacher's word embeddings; gets no gradient.
+        temperature: of q alone, above 0.
+        negatives: so many ids drawn from the vocabulary stand beside the expected tokens of the whole batch in q, each
+            once; None takes the whole vocabulary.
+        top_k: so many of the K probabilities are read, made to sum to 1.
+        seed: of the draw; equal seeds draw equal ids.
+    Returns:
+        [B, N] float32, in nats; what the mask hides has a value that means nothing.
+    Source: ours; a language model's few largest probabilities as targets after Futami et al. 2020, arXiv 2008.03822.
+    Examples:
+        >>> student, table = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> predicted = torch.tensor([[[1, 0]]]), torch.tensor([[[0.5, 0.5]]])
+        >>> token_divergence(student, predicted, torch.tensor([[True]]), table, temperature=1.0)
+        tensor([[0.1201]])
+    """
+    token_id, share = (x[..., :top_k] for x in predicted)
+    token_id, table = token_id.clamp(0, len(table) - 1), table.detach()
+    with torch.autocast(student.device.type, enabled=False):
+        student, share = F.normalize(student.float(), dim=-1), share.detach().float()
+        share = torch.where(mask[..., None], share, 0)
+        total = share.sum(-1, keepdim=True)
+        known = total > 0
+        share = torch.where(known, share / total, 0)
+        # cosines are linear in the table's rows, so the mean of logits under p is the logit of their mean
+        expected = (student * _mean_rows(token_id, share, table)).sum(-1) / temperature
+        out = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        if negatives is not None:
+            table, out = _candidates(token_id, share > 0, table, negatives, seed)
+        divergence = torch.xlogy(share, share).sum(-1) - expected + _log_sum(student, table, out, temperature)
+        return torch.where(known[..., 0], divergence, 0)
+
+
+def _mean_rows(token_id: Tensor, share: Tensor, table: Tensor) -> Tensor:
+    """[B, N, D] mean under share [B, N, K] of the table's rows, each of length 1; none of them is copied."""
+    length = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).clamp(min=1e-12)
+    weight = (share / length[token_id]).flatten(0, 1).to(table.dtype)
+    mean = F.embedding_bag(token_id.flatten(0, 1), table, per_sample_weights=weight, mode="sum")
+    return mean.view(*token_id.shape[:2], table.shape[1]).float()
+
+
+def _candidates(token_id: Tensor, counts: Tensor, table: Tensor, negatives: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of the table [C, D] for q, and which of them stay out of it, bool [C]; C depends on shapes alone."""
+    ids, out = candidate_ids(token_id, counts, len(table), negatives, seed)
+    if len(ids) < len(table):
+        return table[ids], out
+    # what is out goes to a bin of its own, which is cut off
+    chosen = torch.zeros(len(table) + 1, dtype=torch.bool, device=table.device)
+    return table, ~chosen.index_fill(0, torch.where(out, len(table), ids), True)[:-1]
+
+
+def _log_sum(student: Tensor, table: Tensor, out: Tensor, temperature: float) -> Tensor:
+    """[B, N] log of the sum of exp(cosine / temperature) over the table's rows that are not out.
+
+    A part of the logits is made at a time, and again for the gradient: of 250,000 tokens they would take gigabytes.
+    """
+
+    def of_part(student: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+        logits = student @ F.normalize(rows.float(), dim=-1).T / temperature
+        return logits.masked_fill(out, float("-inf")).logsumexp(-1)
+
+    parts = [
+        checkpoint(of_part, student, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(table.split(TOGETHER), out.split(TOGETHER))
+    ]
+    return torch.stack(parts).logsumexp(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -24,6 +25,7 @@ from nemo_comat.compress import (
     usable_frames,
 )
 from nemo_comat.transfer import (
+    Context,
     Normalize,
     Projection,
     TeacherNormalization,
@@ -90,6 +92,8 @@ class CompressAlignTransfer(nn.Module):
         projection, transfer: the arguments of `Projection` and `TransferLoss`, as mappings.
         normalize: "none", or what `TeacherNormalization` does to the teacher's vectors; its statistics are given later.
         layer_weights: the weight of each encoder layer's loss. The last layer is the one that is aligned.
+        context: the arguments of `Context`, as a mapping; ``layers`` 0 or an empty one leaves it out. It is between the
+            last layer's projected segments and their transfer loss: the alignment does not see it.
     Raises:
         ValueError: a method or an option is unknown, or does not fit feat_in.
     Examples:
@@ -109,6 +113,7 @@ class CompressAlignTransfer(nn.Module):
         transfer: Mapping[str, Any],
         normalize: Normalize = "none",
         layer_weights: Sequence[float] = (1.0,),
+        context: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         align = dict(align)
@@ -119,6 +124,7 @@ class CompressAlignTransfer(nn.Module):
         if len(self.layer_weights) > 1:
             self.lower_projections = nn.ModuleList(Projection(feat_in, **projection) for _ in self.layer_weights[1:])
         self.normalize = None if normalize == "none" else TeacherNormalization(projection["dim"], normalize)
+        self.context = Context(projection["dim"], **context) if context.get("layers") else None
         self.transfer = TransferLoss(**transfer)
 
     def layer_projections(self) -> list[Projection]:
@@ -155,7 +161,7 @@ class CompressAlignTransfer(nn.Module):
             teacher: `nemo_comat.teacher.TeacherOutput` with embeddings [B, N, Dp] for the same rows; `words` is read
                 for ``within_words`` alone, `table` for the losses "classify" and "distribution", `predicted` for the
                 latter.
-            seed: of what the transfer loss draws at random.
+            seed: of what the context's masks and the transfer loss draw at random.
         Returns:
             ComatOutput.
         """
@@ -170,6 +176,8 @@ class CompressAlignTransfer(nn.Module):
             active = (path >= 0).any(1)
             text_len = torch.where(active, teacher.text_len, 0)
             compressed = compressed._replace(loss=torch.where(active, compressed.loss, 0))
+            if self.context is not None:
+                student = self.context(student, compressed.seg_len, seed=seed)
             loss = self.layer_weights[-1] * self._transfer(student, path, plan, text_len, teacher, seed)
             loss = loss + compressed.loss
             for weight, frames, projection in zip(self.layer_weights, lower, self.layer_projections()):

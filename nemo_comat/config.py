@@ -80,6 +80,15 @@ class ProjectionConfig:
 
 
 @dataclass
+class ContextConfig:
+    """Arguments of `nemo_comat.transfer.Context`; `layers` 0 leaves it out."""
+
+    layers: int = 0
+    heads: int = 4
+    mask: float = 0.15
+
+
+@dataclass
 class TransferConfig:
     """Arguments of `nemo_comat.transfer.TransferLoss`."""
 
@@ -93,6 +102,7 @@ class TransferConfig:
 class ComatConfig:
     """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
 
+    `consistency_weight` is heeded with `weight` 0 too: see `nemo_comat.models.consistency`.
     `feedback` is false, true or "ctc": see `nemo_comat.models.feedback`.
     `encoder_layer` may be a list, with a weight for each in `layer_weights` (null: 1 for each).
     `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
@@ -100,6 +110,7 @@ class ComatConfig:
 
     weight: float = 3.0
     warmup_steps: int = 0
+    consistency_weight: float = 0.0
     encoder_layer: int | list[int] | None = None
     layer_weights: list[float] | None = None
     feedback: Literal[False, True, "ctc"] = False
@@ -108,6 +119,7 @@ class ComatConfig:
     compress: CompressConfig = field(default_factory=CompressConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
 
 
@@ -233,12 +245,17 @@ def _check_values(cfg: DictConfig) -> None:
     _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
     _at_least(cfg.transfer.top_k, 1, "transfer.top_k")
     _at_least(cfg.weight, 0, "weight")
+    _at_least(cfg.consistency_weight, 0, "consistency_weight")
     _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
     _at_least(cfg.compress.heads, 1, "compress.heads")
     _at_least(cfg.align.iterations, 1, "align.iterations")
     _at_least(cfg.warmup_steps, 0, "warmup_steps")
     _at_least(cfg.pictures, 0, "pictures")
     _at_least(cfg.projection.depth, 1, "projection.depth")
+    _at_least(cfg.context.layers, 0, "context.layers")
+    _at_least(cfg.context.heads, 1, "context.heads")
+    if not 0 <= cfg.context.mask < 1:
+        raise ConfigError(f"model.comat.context.mask must be 0 or more and below 1, got {cfg.context.mask}.")
     if cfg.align.temperature is not None and not cfg.align.temperature > 0:
         raise ConfigError(f"model.comat.align.temperature must be above 0, or null, got {cfg.align.temperature}.")
     for key in ("teacher.max_length", "projection.dim", "transfer.negatives"):

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from nemo_comat import CachedTeacher, Teacher, config
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.teacher import build_teacher
-from nemo_comat.transfer import LOSSES, Projection, TransferLoss
+from nemo_comat.transfer import LOSSES, Context, Projection, TransferLoss
 from nemo_comat.views.pictures import AlignmentPictures
 
 
@@ -73,10 +73,15 @@ def test_defaults_are_filled_in():
         ({"transfer": {"top_k": 0}}, "transfer.top_k must be 1 or more, got 0"),
         ({"transfer": {"negatives": 0}}, "transfer.negatives must be 1 or more, got 0"),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
+        ({"consistency_weight": -1}, "comat.consistency_weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
         ({"pictures": -1}, "pictures must be 0 or more, got -1"),
+        ({"context": {"layers": -1}}, "context.layers must be 0 or more, got -1"),
+        ({"context": {"heads": 0}}, "context.heads must be 1 or more, got 0"),
+        ({"context": {"mask": 1}}, "context.mask must be 0 or more and below 1, got 1"),
+        ({"context": {"mask": -0.1}}, "context.mask must be 0 or more and below 1, got -0.1"),
         ({"projection": {"depth": 0}}, "projection.depth must be 1 or more"),
         ({"teacher": {"max_length": 0}}, "teacher.max_length must be 1 or more"),
         ({"teacher": "bert"}, "model.comat.teacher must be a block with the keys name, .* got 'bert'"),
@@ -94,6 +99,7 @@ def test_mistakes_get_one_sentence(block, message):
     [
         (config.TeacherConfig, [Teacher, CachedTeacher], config.teacher_arguments),
         (config.ProjectionConfig, [Projection], dict),
+        (config.ContextConfig, [Context], dict),
         (config.TransferConfig, [TransferLoss], dict),
     ],
 )

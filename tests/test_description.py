@@ -50,6 +50,16 @@ def test_interctc_is_described(small_cfg, weight, said):
     assert said % "0.7 * CTC + 0.2 * CTC of layer 0 + 0.1 * CTC of layer 1" in describe(ComatCTCModelBPE(cfg=small_cfg))
 
 
+def test_consistency_and_context_are_described(small_cfg):
+    small_cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [0]}
+    small_cfg.comat.update(warmup_steps=5, consistency_weight=0.2)
+    small_cfg.comat.context.update(layers=2, mask=0.3)
+    text = describe(ComatCTCModelBPE(cfg=small_cfg))
+    assert "in context (2 transformer layers of 4 heads, 0.3 of the segments masked), 1 - cosine" in text
+    losses = "0.7 * CTC + 0.3 * CTC of layer 0 + 0.2 * consistency of two views of each batch + 3 * transfer"
+    assert f"loss       {losses}, the weight rising from 0 over 5 steps" in text
+
+
 def test_options_are_described(small_cfg):
     small_cfg.comat.update(weight=2, warmup_steps=500, encoder_layer=-1)
     small_cfg.comat.teacher.layers = [-1, 3]

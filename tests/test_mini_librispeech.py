@@ -234,13 +234,22 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     for arm, cfg in configs.items():
         conditioned, between = arm == "self_conditioned", arm in ("interctc", "default", "self_conditioned")
         assert cfg.model.interctc == {"loss_weights": [0.3] * between, "apply_at_layers": [layer] * between}
-        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned"))
+        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
+        assert cfg.model.comat.consistency_weight == (0.2 if arm == "cr_ctc" else 0)
         assert cfg.model.comat.feedback == ("ctc" if conditioned else False)
     methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}
     assert methods["kt_rl_cif"] == ("cif", "one_to_one") and methods["optimal_transport"] == ("none", "sinkhorn")
     for cfg in configs.values():
         del cfg.model.comat, cfg.model.interctc, cfg.name
         assert cfg.model == configs["ctc"].model and cfg.trainer == configs["ctc"].trainer
+
+
+@pytest.mark.parametrize("arm, own", [("cr_ctc", []), ("default", ["consistency_weight=0.2", "context.layers=1"])])
+def test_an_arm_of_two_views_trains_and_its_loss_is_kept(data, tmp_path, arm, own):
+    overrides = [*TINY, "trainer.max_epochs=1", *(f"model.comat.{option}" for option in own)]
+    folder = train.train(arm, arm, 1, data, tmp_path, "cpu", overrides)
+    (row,) = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert row["train_consistency_loss"] > 0 and ("train_transfer_loss" in row) == (arm == "default")
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data, tmp_path, monkeypatch):

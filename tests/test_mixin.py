@@ -18,10 +18,12 @@ from nemo_comat import (
     ConfigError,
     Teacher,
     TeacherError,
+    describe,
     write_cache,
     write_index,
 )
 from nemo_comat.models.captured import captured
+from nemo_comat.models.export import plain_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVES = ("kt_rl_cif", "kt_rl_att", "optimal_transport", "hkd")
@@ -454,3 +456,49 @@ def test_transcribe_needs_neither_teacher_nor_network(small_cfg, manifest, monke
     timed = model.transcribe([audio], batch_size=1, timestamps=True, verbose=False)[0]
     assert isinstance(plain.text, str) and timed.text == plain.text
     assert set(timed.timestamp) >= {"word", "segment", "char"}
+
+
+def test_segments_in_context_train(small_cfg):
+    small_cfg.optim.lr = 5e-3
+    _, plain = train(ComatCTCModelBPE, small_cfg, steps=1)
+    small_cfg.comat.context.update(layers=1, heads=4, mask=0.15)
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=8)
+    # plain CTC's random numbers stay its own, and the alignment does not see the context
+    for key in ("train_ctc_loss", "train_alignment_score"):
+        assert logged[0][key] == plain[0][key]
+    assert logged[0]["train_transfer_loss"] != plain[0]["train_transfer_loss"]
+    transfer = [step["train_transfer_loss"] for step in logged]
+    assert sum(transfer[-2:]) < 0.9 * sum(transfer[:2])
+    grads = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
+    ours = {f"comat.context.{key}" for key, _ in model.comat.context.named_parameters()}
+    assert ours <= set(grads) and all(grads[key].isfinite().all() and grads[key].any() for key in ours)
+    assert "in context (1 transformer layers of 4 heads, 0.15 of the segments masked), 1 - cosine" in describe(model)
+
+
+def test_context_is_kept_in_files_and_stripped_from_the_plain_model(small_cfg, tmp_path):
+    small_cfg.comat.context.layers = 1
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    model.save_to(str(tmp_path / "m.nemo"))
+    again = ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")
+    assert again.comat.context.masked.equal(model.comat.context.masked)
+    plain = plain_model(tmp_path / "m.nemo")
+    assert type(plain) is EncDecCTCModelBPE and not any("comat" in key for key in plain.state_dict())
+
+
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 0)])
+def test_weights_with_and_without_context_load(small_cfg, first, second):
+    models = []
+    for layers in (first, second):
+        small_cfg.comat.context.layers = layers
+        models.append(ComatCTCModelBPE(cfg=small_cfg))
+    models[1].load_state_dict(models[0].state_dict())
+    ours = "comat.projection.layers.0.weight"
+    assert models[1].state_dict()[ours].equal(models[0].state_dict()[ours])
+
+
+def test_heads_of_the_context_that_do_not_divide_the_width_are_a_config_error(small_cfg):
+    small_cfg.comat.context.update(layers=1, heads=5)
+    with pytest.raises(
+        ConfigError, match=r"model\.comat: context\.heads must divide the projection's width 384; got 5"
+    ):
+        ComatCTCModelBPE(cfg=small_cfg)

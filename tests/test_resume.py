@@ -6,6 +6,7 @@ import signal
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
@@ -41,6 +42,8 @@ def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
         "resume_if_exists": True,
         "resume_ignore_no_checkpoint": True,
     }
+    # a test before may have left its own, whose working directory exp_manager compares
+    HydraConfig.instance().cfg = None
     exp_manager(trainer, OmegaConf.create(options))
     if not list(folder.rglob("*.ckpt")):
         pl.seed_everything(3, verbose=False)
@@ -95,3 +98,12 @@ def test_random_numbers_come_back():
     before = torch.rand(3)
     set_random_state(state)
     assert torch.rand(3).equal(before)
+
+
+def test_what_comat_draws_goes_on_exactly(small_cfg, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    small_cfg.comat.context.update(layers=1, mask=0.5)
+    small_cfg.comat.transfer.update(loss="classify", negatives=20)
+    whole = fit(small_cfg, tmp_path / "whole")
+    parts = [fit(small_cfg, tmp_path / "parts", *stop) for stop in ((2, signal.SIGTERM), (None, None))]
+    assert {**parts[0], **parts[1]} == pytest.approx(whole, rel=1e-4) and len(whole) == 8

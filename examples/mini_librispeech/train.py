@@ -40,7 +40,14 @@ from nemo_comat.models.manifest import ManifestError  # noqa: E402
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
-LOGGED = ("val_wer", "val_loss", "train_ctc_loss", "train_transfer_loss", "train_active_fraction")
+LOGGED = (
+    "val_wer",
+    "val_loss",
+    "train_ctc_loss",
+    "train_transfer_loss",
+    "train_consistency_loss",
+    "train_active_fraction",
+)
 
 
 class History(pl.Callback):

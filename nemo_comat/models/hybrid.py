@@ -22,10 +22,10 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
 
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         super().__init__(cfg=cfg, trainer=trainer)
-        if self.comat is not None and not self.ctc_loss_weight > 0:
+        if (self.comat is not None or self.consistency_weight) and not self.ctc_loss_weight > 0:
             raise ConfigError(
-                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments come "
-                "from the CTC decoder, which would not be trained."
+                f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments and "
+                "the posteriors of comat.consistency_weight come from the CTC decoder, which would not be trained."
             )
 
     @staticmethod
@@ -37,5 +37,5 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
 
     def _log(self, step: dict[str, Any], numbers: dict[str, Any]) -> None:
         # this model of NeMo's logs for itself, the CTC loss alone among it
-        del numbers["train_ctc_loss"]
+        numbers.pop("train_ctc_loss", None)
         self.log_dict(numbers)

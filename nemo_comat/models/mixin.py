@@ -20,6 +20,7 @@ from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.models.captured import captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
+from nemo_comat.models.consistency import ConsistencyMixin, first_view, twice, two_answers
 from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
 from nemo_comat.models.interctc import check_interctc
@@ -45,7 +46,7 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(f"model.comat: {error}.") from None
 
 
-class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
+class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, ConsistencyMixin):
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
     The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
@@ -73,7 +74,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
                 self.comat = CompressAlignTransfer(
                     feat_in,
                     self._ctc_decoder().num_classes_with_blank - 1,
-                    **{step: block[step] for step in ("compress", "align", "projection", "transfer")},
+                    **{step: block[step] for step in ("compress", "align", "projection", "context", "transfer")},
                     normalize=block.teacher.normalize,
                     layer_weights=encoder_layers(block)[1],
                 )
@@ -127,20 +128,25 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin):
         pending = self._pending(transcript, transcript_len, *samples)
         teacher = pending.result()
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
-        output = self._comat_output(seen, transcript, transcript_len, teacher)
+        if self.consistency_weight:
+            # the teacher was asked of each text once
+            output = self._comat_output(seen, twice(transcript), twice(transcript_len), two_answers(teacher))
+            counted = first_view(output)
+        else:
+            output = counted = self._comat_output(seen, transcript, transcript_len, teacher)
         if self._is_first_batch:
             self._is_first_batch = False
-            for warning in first_batch_warnings(pending.texts, self._teacher, teacher, output, bad_audio):
+            for warning in first_batch_warnings(pending.texts, self._teacher, teacher, counted, bad_audio):
                 logging.warning(warning)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
         transfer = reduce_rows(output.loss, output.text_len, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
-        logged = dict(
-            train_loss=step["loss"], train_ctc_loss=ctc_loss, train_transfer_loss=transfer, comat_weight=weight
-        )
-        self._log(step, {**logged, **self._about(output, teacher, bad_audio, reduction)})
+        logged = dict(train_loss=step["loss"], train_transfer_loss=transfer, comat_weight=weight)
+        if not self.consistency_weight:  # which has logged its own losses
+            logged["train_ctc_loss"] = ctc_loss
+        self._log(step, {**logged, **self._about(counted, teacher, bad_audio, reduction)})
         return step
 
     def _about(
@@ -265,7 +271,7 @@ def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -
     block = read_comat_config(cfg.comat)
     teacher = build_teacher(**teacher_arguments(block.teacher, block.transfer)) if block.weight > 0 else None
     reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
-    if teacher is not None and reduction not in REDUCTIONS:
+    if (teacher is not None or block.consistency_weight) and reduction not in REDUCTIONS:
         raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim

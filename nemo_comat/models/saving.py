@@ -13,6 +13,7 @@ from nemo_comat.models.safe_load import check_checkpoint
 FEEDBACK_PREFIX = "nemo_comat_feedback."
 # statistics of the teacher's vectors, which a model has where its config asks for them
 STATISTICS_PREFIX = f"{COMAT_PREFIX}normalize."
+CONTEXT_PREFIX = f"{COMAT_PREFIX}context."
 
 
 def _as_ours(
@@ -58,6 +59,13 @@ class SavingMixin(Host):
             STATISTICS_PREFIX,
             "These weights have no statistics of the teacher's vectors: they are taken when training starts.",
             "comat.teacher.normalize is none in this model: these weights' statistics are left out.",
+        )
+        state_dict = _as_ours(
+            state_dict,
+            ours,
+            CONTEXT_PREFIX,
+            "These weights have no context network: it keeps its present values.",
+            "comat.context.layers is 0 in this model: these weights' context network is left out.",
         )
         # a model without feedback refuses weights with it: they would say something else there
         state_dict = _as_ours(state_dict, ours, FEEDBACK_PREFIX, "These weights have no feedback: it begins as none.")

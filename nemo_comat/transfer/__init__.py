@@ -1,6 +1,8 @@
 """Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
 
 from nemo_comat.transfer.classify import classify_tokens
+from nemo_comat.transfer.consistency import consistency_loss
+from nemo_comat.transfer.context import Context, segment_mask
 from nemo_comat.transfer.distribution import token_divergence
 from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
@@ -28,6 +30,7 @@ __all__ = [
     "LOSSES",
     "NORMALIZE",
     "REDUCTIONS",
+    "Context",
     "Feedback",
     "Loss",
     "Normalize",
@@ -37,9 +40,11 @@ __all__ = [
     "TransferLoss",
     "VectorStatistics",
     "classify_tokens",
+    "consistency_loss",
     "cosine_score",
     "normalize_vectors",
     "reduce_rows",
+    "segment_mask",
     "token_average",
     "token_divergence",
     "transfer_loss",

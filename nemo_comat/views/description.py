@@ -1,5 +1,6 @@
 """What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -58,10 +59,8 @@ def describe(model: Any) -> str:
     """
     block = model.cfg.get("comat")
     if block is None or not block.weight:
-        fed = block is not None and block.get("feedback")
-        what = "CTC whose intermediate posteriors are fed back" if fed else _ctc(model)
-        what = f"plain {what}" if what == "CTC" else what
-        return f"COMAT is off ({'no comat block' if block is None else 'comat.weight is 0'}): this trains {what}."
+        why = "no comat block" if block is None else "comat.weight is 0"
+        return f"COMAT is off ({why}): this trains {_without_comat(model, block or {})}."
     steps = describe_steps(block)
     return "\n".join(
         [
@@ -70,7 +69,7 @@ def describe(model: Any) -> str:
             f"  compress   {_frames(model)}: {steps['compress']}",
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
-            f"  loss       {_ctc(model)} + {block.weight:g} * transfer{_rise(block)}",
+            f"  loss       {_ctc(model)}{_consistency(block)} + {block.weight:g} * transfer{_rise(block)}",
             f"  inference  {INFERENCE[block.feedback]}",
         ]
     )
@@ -98,8 +97,16 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
         + NORMALIZE[block.teacher.normalize],
         "compress": COMPRESS[block.compress.method].format(**{**block.compress, **words}),
         "align": ALIGN[block.align.method].format(**block.align) + ", within words" * block.align.within_words,
-        "transfer": TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
+        "transfer": _context(block)
+        + TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
     }
+
+
+def _context(block: DictConfig) -> str:
+    if not block.context.layers:
+        return ""
+    layers, heads, mask = block.context.layers, block.context.heads, block.context.mask
+    return f"in context ({layers} transformer layers of {heads} heads, {mask:g} of the segments masked), "
 
 
 def _units(units: str) -> str:
@@ -130,6 +137,16 @@ def _projection(model: Any) -> str:
     first = model.comat.projection.layers[0]
     depth = "a linear layer" if block.projection.depth == 1 else f"{block.projection.depth} layers with GELU"
     return f"{type(model.encoder).__name__}'s {layer}, width {first.in_features} -> {depth} -> {block.projection.dim}"
+
+
+def _without_comat(model: Any, block: Mapping[str, Any] | DictConfig) -> str:
+    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else _ctc(model)
+    return ("plain CTC" if what == "CTC" else what) + _consistency(block)
+
+
+def _consistency(block: Mapping[str, Any] | DictConfig) -> str:
+    weight = block.get("consistency_weight")
+    return f" + {weight:g} * consistency of two views of each batch" if weight else ""
 
 
 def _ctc(model: Any) -> str:

@@ -113,6 +113,7 @@ def two_answers(teacher: TeacherOutput) -> TeacherOutput:
     """
 
     def both(value: Any) -> Any:
+        """A tensor's rows twice, or those of a tuple's tensors."""
         if isinstance(value, tuple):
             return tuple(both(part) for part in value)
         return None if value is None else twice(value)
@@ -134,6 +135,7 @@ def first_view(output: ComatOutput) -> ComatOutput:
     rows = len(output.loss) // 2
 
     def half(value: Any) -> Any:
+        """A tensor's first rows, or those of a tuple's tensors."""
         if isinstance(value, tuple):
             return type(value)(*(half(part) for part in value))
         return None if value is None else value[:rows]

@@ -240,6 +240,7 @@ class Teacher:
         ids = self._probe.to(loaded.device)
 
         def logits() -> Tensor:
+            """What the head says of the short text: [1, N, V]."""
             found: Tensor = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
             return found
 

@@ -86,6 +86,7 @@ def _log_sum(student: Tensor, table: Tensor, out: Tensor, temperature: float) ->
     """
 
     def of_part(student: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+        """The same of some rows of the table."""
         logits = student @ F.normalize(rows.float(), dim=-1).T / temperature
         return logits.masked_fill(out, float("-inf")).logsumexp(-1)
 

@@ -12,7 +12,7 @@ from nemo_comat.comat import ALIGNERS, COMPRESSORS
 from nemo_comat.compress import Blanks, Labels, Pool
 from nemo_comat.kernels.backends import Backend
 from nemo_comat.teacher import Dtype, Missing, Units
-from nemo_comat.transfer import Loss, Normalize
+from nemo_comat.transfer import VOCABULARY_LOSSES, Loss, Normalize
 
 
 class ConfigError(ValueError):
@@ -237,7 +237,7 @@ def _check_values(cfg: DictConfig) -> None:
             "model.comat.align.within_words needs segments whose words are known: compress.method=ctc with "
             f"compress.labels=forced; got {cfg.compress.method} with {cfg.compress.labels}."
         )
-    if cfg.transfer.loss in ("classify", "distribution") and cfg.teacher.units == "word":
+    if cfg.transfer.loss in VOCABULARY_LOSSES and cfg.teacher.units == "word":
         raise ConfigError(
             f"model.comat.transfer.loss={cfg.transfer.loss} names tokens of the teacher's vocabulary, which has no "
             "words; set model.comat.teacher.units=token."

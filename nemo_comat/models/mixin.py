@@ -30,7 +30,7 @@ from nemo_comat.models.saving import SavingMixin
 from nemo_comat.models.statistics import keep_statistics
 from nemo_comat.models.words import WordFinder
 from nemo_comat.teacher import CachedTeacher, Pending, Teacher, TeacherOutput, build_teacher
-from nemo_comat.transfer import REDUCTIONS, Reduction, reduce_rows
+from nemo_comat.transfer import REDUCTIONS, VOCABULARY_LOSSES, Reduction, reduce_rows
 from nemo_comat.views import AlignmentPictures, describe, first_batch_warnings
 
 # NeMo 3.0 restores only classes below prefixes that it knows
@@ -218,7 +218,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             if comat.within_words:
                 given = (self._text_tokenizer(), texts, transcript, transcript_len)
                 output = output._replace(words=self._words.find(*given, output.embeddings.shape[1], device))
-            if self._cfg.comat.transfer.loss in ("classify", "distribution"):
+            if self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
                 output = output._replace(table=self._teacher.table(device))
             return output
 

@@ -8,6 +8,7 @@ from nemo_comat.transfer.feedback import Feedback
 from nemo_comat.transfer.losses import (
     LOSSES,
     REDUCTIONS,
+    VOCABULARY_LOSSES,
     Loss,
     Reduction,
     TransferLoss,
@@ -30,6 +31,7 @@ __all__ = [
     "LOSSES",
     "NORMALIZE",
     "REDUCTIONS",
+    "VOCABULARY_LOSSES",
     "Context",
     "Feedback",
     "Loss",

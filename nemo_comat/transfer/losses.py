@@ -11,6 +11,8 @@ from nemo_comat.transfer.distribution import token_divergence
 
 Loss = Literal["cosine", "mse", "contrastive", "classify", "distribution"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
+# those that read the teacher's table of word embeddings, a row for each token of its vocabulary
+VOCABULARY_LOSSES: tuple[Loss, ...] = ("classify", "distribution")
 Reduction = Literal["mean_batch", "mean", "mean_volume", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 

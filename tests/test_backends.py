@@ -103,6 +103,7 @@ def test_the_cpu_backend_is_compiled_once_for_all_processes():
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+    assert "Compiling" not in done.stderr
 
 
 def test_the_cpu_backend_works_where_nothing_can_be_cached(monkeypatch):

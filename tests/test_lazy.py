@@ -1,8 +1,6 @@
 """Names that are imported on first use."""
 
 import ast
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -35,12 +33,3 @@ def test_type_checkers_see_the_same_names(package):
     assert sorted(seen) == sorted(room.__all__)
     for name, module in seen.items():
         assert getattr(room, name) is getattr(import_module(module), name)
-
-
-def test_a_name_costs_its_own_module_alone():
-    code = (
-        "import sys; from nemo_comat.views import describe, plot_alignment; import nemo_comat.models as models;"
-        "print(sorted({'nemo', 'lightning', 'matplotlib'} & set(sys.modules)), 'ComatMixin' in dir(models))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[] True"

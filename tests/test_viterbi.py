@@ -254,19 +254,24 @@ def launch_cases():
     yield log_probs, torch.tensor([12, 9]).short(), torch.ones(2, 3).short(), torch.tensor([3, 2]).short(), 0
 
 
+@pytest.fixture(scope="module")
+def launched_kernels(tmp_path_factory):
+    """An Emulator of all instances of the kernel, in their order."""
+    library = tmp_path_factory.mktemp("viterbi") / "launched.so"
+    source = emulated.source("viterbi")
+    emulated.build([emulated_viterbi.entry(x, source) for x in emulated_viterbi.instances()], library, sanitize=False)
+    return emulated.Emulator(library)
+
+
 @COMPILER
 @pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
-def test_launches_on_an_emulated_device_equal_the_cpu(tmp_path, device):
-    instances = emulated_viterbi.instances()
-    entries = [emulated_viterbi.entry(instance, emulated.source("viterbi")) for instance in instances]
-    emulated.build(entries, tmp_path / "launched.so", sanitize=False)
-    emulator = emulated.Emulator(tmp_path / "launched.so")
+def test_launches_on_an_emulated_device_equal_the_cpu(launched_kernels, device):
     launched = []
 
     def run(element, index, blocks, threads, arguments, *, shared_bytes):
         launched.append((threads, int(arguments[-2]) == 0, int(arguments[-1]) == 0))
-        entry = instances.index({"element": element})
-        emulator.launch(entry, blocks, threads, shared_bytes, arguments, seed=len(launched))
+        entry = emulated_viterbi.instances().index({"element": element})
+        launched_kernels.launch(entry, blocks, threads, shared_bytes, arguments, seed=len(launched))
 
     for log_probs, frame_len, targets, target_len, blank in launch_cases():
         arguments = log_probs, frame_len, targets, target_len

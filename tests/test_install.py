@@ -54,6 +54,11 @@ def test_uv_looks_where_pip_does(tmp_path):
     }
 
 
+def test_what_python_may_not_write_later_is_compiled_at_once():
+    assert install.uv_environment({}, {}) == {}
+    assert install.uv_environment({}, {"PYTHONDONTWRITEBYTECODE": "1"})["UV_COMPILE_BYTECODE"] == "1"
+
+
 @pytest.mark.parametrize(
     "broken, wanted",
     [

@@ -235,6 +235,12 @@ class Teacher:
             self._head = loaded
         return model
 
+    @property
+    def _whole(self) -> Any:
+        """The model as it was loaded: with its head where one is asked for."""
+        model = self.model
+        return self._head if self.top_k else model
+
     def _check_head(self, loaded: Any, missing: Sequence[str], auto_class: Any) -> None:
         """Raises where a model that was loaded with its head is not one whose probabilities can be read."""
         ids = self._probe.to(loaded.device)
@@ -396,7 +402,7 @@ class Teacher:
         """
         if self._table is None or self._table.device != device:
             with self._as_teacher_error(self.model, "its table of word embeddings"):
-                table = (self._head if self.top_k else self.model).get_input_embeddings().weight
+                table = self._whole.get_input_embeddings().weight
             if table.shape[1] != self.dim:
                 raise TeacherError(
                     f"Teacher {self.name!r}: its table of word embeddings has width {table.shape[1]}, its layers "
@@ -528,7 +534,7 @@ class Teacher:
 
     def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         if next(self.model.parameters()).device != ids.device:
-            (self._head if self.top_k else self.model).to(ids.device, self.dtype or _fastest_dtype(ids.device))
+            self._whole.to(ids.device, self.dtype or _fastest_dtype(ids.device))
         with torch.inference_mode():
             states = self._states(self.model, ids, attention)
         # outside of inference mode, whose own tensors no loss can be trained against

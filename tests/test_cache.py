@@ -102,6 +102,15 @@ def test_each_text_is_embedded_once_and_a_stopped_run_goes_on(tmp_path, teacher,
     assert sorted(embedded) == sorted({*TEXTS, *more})
 
 
+def test_each_batch_is_counted_and_the_last_once_its_shard_is_written(tmp_path, teacher):
+    found = [
+        (count, len(list(tmp_path.glob("shard-*"))))
+        for count in write_cache(tmp_path, teacher, ["a", "bb", "the dog", "a"], batch_tokens=8)
+    ]
+    # the text that comes again; the batch of the two short ones; the other batch, with which the shard is whole
+    assert found == [(1, 0), (2, 0), (1, 1)]
+
+
 def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monkeypatch):
     next(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
 

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.output import PathLike, written_beside
 from nemo_comat.teacher.device import upload
-from nemo_comat.teacher.language_model import Teacher, TeacherError, TeacherOutput, pad_predicted
+from nemo_comat.teacher.language_model import Embedded, Teacher, TeacherError, TeacherOutput, pad_predicted
 
 FORMAT = 1
 INDEX = "index.safetensors"
@@ -211,7 +211,8 @@ def write_cache(
         shard_texts: texts a shard; so many texts' embeddings are in memory.
         rank, world_size: this process takes the texts whose hash is `rank` modulo `world_size`.
     Yields:
-        number of texts just written, or passed over as known, so that a progress bar can follow.
+        number of texts just embedded, or passed over as known, so that a progress bar can follow; a shard is written
+        before the last of its texts are counted.
     Raises:
         CacheError: the folder holds another teacher's shards.
     Examples:
@@ -237,10 +238,10 @@ def write_cache(
         known.add(bytes(key))
         waiting[text] = key
         if len(waiting) == shard_texts:
-            yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+            yield from _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
             number, waiting = number + 1, {}
     if waiting:
-        yield _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+        yield from _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
 
 
 def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
@@ -258,9 +259,14 @@ def _shard_name(rank: int, number: int) -> str:
 
 def _write_shard(
     path: Path, teacher: Teacher, waiting: Mapping[str, npt.NDArray[np.int64]], device: torch.device, batch_tokens: int
-) -> int:
-    texts = sorted(waiting, key=len)
-    rows = [row for batch in batches(texts, batch_tokens) for row in teacher.embed(batch, device)]
+) -> Iterator[int]:
+    rows: list[Embedded] = []
+    texts, counted = sorted(waiting, key=len), 0
+    for batch in batches(texts, batch_tokens):
+        if rows:
+            yield len(rows) - counted
+            counted = len(rows)
+        rows += teacher.embed(batch, device)
     most = torch.finfo(torch.float16).max
     lengths = torch.tensor([0] + [len(row.token_id) for row in rows])
     tensors = {
@@ -274,7 +280,7 @@ def _write_shard(
         ids, shares = (torch.cat(list(column)) for column in zip(*(row.predicted for row in rows if row.predicted)))
         tensors.update(zip(PREDICTED, (ids.to("cpu", torch.int32), shares.to("cpu", torch.float16))))
     _save(tensors, path, teacher.description)
-    return len(texts)
+    yield len(texts) - counted
 
 
 def batches(texts: Iterable[str], batch_tokens: int) -> Iterator[list[str]]:

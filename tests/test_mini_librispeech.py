@@ -505,6 +505,7 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert "- ctc: 30 % of the test words are not in training; 17 % of them wrong, 36 % of others" in text
     assert "| ctc | 2 | 30.0 ± 14.1 % |" in text and "3 utterances, 10 words" in text
     assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
+    assert "| ctc | 1 | 40.0 % | 40.0 % |" in report.report(tmp_path, seeds=[1])
 
 
 def test_the_page_has_the_table_and_what_the_best_arm_heard(tmp_path):

@@ -1,6 +1,6 @@
 """Compares the runs of the recipe: error rates with intervals, costs, and the words that were mended or broken.
 
-    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [--html=report.html] [names ...]
+    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [--seeds 1] [--html=report.html] [names ...]
 
 Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
 dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
@@ -55,12 +55,12 @@ def without_places(value):
     return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
 
 
-def keep(out, names, target):
+def keep(out, names, target, seeds=()):
     """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
 
     What target holds already of a run is written over: it is that run's record.
     """
-    for folder in finished(out, names):
+    for folder in finished(out, names, seeds):
         place = target / folder.parent.name / folder.name
         for name in RECORDS:
             source = record(folder, name)
@@ -74,16 +74,18 @@ def keep(out, names, target):
                 file.write_bytes(content)
 
 
-def finished(out, names=()):
-    """Folders of finished and scored runs, in the order of their names."""
-    folders = sorted(folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names)
+def finished(out, names=(), seeds=()):
+    """Folders of finished and scored runs, in the order of their names; of some names or seeds (numbers) only."""
+    wanted = {f"seed{seed}" for seed in seeds}
+    folders = [folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names]
+    folders = sorted(folder for folder in folders if not seeds or folder.name in wanted)
     return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
 
 
-def read_runs(out, names=()):
+def read_runs(out, names=(), seeds=()):
     """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed."""
     runs = defaultdict(list)
-    for folder in finished(out, names):
+    for folder in finished(out, names, seeds):
         run = json.loads(read_record(folder, "run.json"))
         steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
         splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
@@ -333,16 +335,17 @@ def dev_chart(runs, file):
     plt.close(figure)
 
 
-def report(out, names=(), data=None, html=None):
+def report(out, names=(), data=None, html=None, seeds=()):
     """Writes report.md, report.json, dev_wer.svg and, if it is asked for, a page; returns the Markdown.
 
     Args:
         out: folder of all runs. names: those to compare, all by default. data: folder whose train.json tells the
             training words, and whose test.json where the audio is, or None. html: path of the page, or None.
+        seeds: numbers of those to compare, all by default.
     Raises:
         ValueError: no run is finished and scored.
     """
-    runs = read_runs(out, names)
+    runs = read_runs(out, names, seeds)
     if not runs:
         raise ValueError(f"{out} holds no finished and scored run; train and score with run.py first.")
     texts = read_texts([data / "train.json"]) if data is not None else None
@@ -363,14 +366,15 @@ def main():
     parser = argparse.ArgumentParser(description="Compare the runs of the recipe.")
     parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds to compare (default: all)")
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError):
         if args.keep is not None:
-            keep(args.out, args.names, args.keep)
-        print(report(args.out, args.names, args.data, args.html))
+            keep(args.out, args.names, args.keep, args.seeds)
+        print(report(args.out, args.names, args.data, args.html, args.seeds))
 
 
 if __name__ == "__main__":

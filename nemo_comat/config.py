@@ -108,7 +108,7 @@ class ComatConfig:
     `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
     """
 
-    weight: float = 3.0
+    weight: float = 10.0
     warmup_steps: int = 0
     consistency_weight: float = 0.0
     encoder_layer: int | list[int] | None = None

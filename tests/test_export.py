@@ -160,7 +160,7 @@ def test_the_card_names_the_paper_of_a_relative(exported):
 
 def test_a_file_without_comat_has_no_block(exported):
     assert comat_block(exported[1] / "out" / "asr.nemo") is None
-    assert comat_block(exported[1] / "dual.nemo").weight == 3
+    assert comat_block(exported[1] / "dual.nemo").weight == 10
 
 
 @pytest.mark.parametrize(

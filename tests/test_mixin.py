@@ -214,7 +214,7 @@ def test_heads_that_do_not_divide_the_width_are_a_config_error(small_cfg):
 def test_a_config_from_before_the_methods_is_comat_as_it_was(small_cfg):
     new, logged = train(ComatCTCModelBPE, small_cfg, steps=1)
     old = {
-        "weight": 3.0,
+        "weight": 10.0,
         "compress": {"labels": "forced", "blanks": "drop", "pool": "avg"},
         "align": {"backend": "auto"},
     }

@@ -28,7 +28,7 @@ demo: $(DEMO)/trained
 		--html demo_output/report.html
 
 test: $(VENV)/installed
-	@echo "==> Lint, contracts, types and all tests: 8 minutes on two quiet cores, more on a busy machine."
+	@echo "==> Lint, contracts, types and all tests: 6 minutes on two quiet cores, more on a busy machine."
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(TYPES)

@@ -98,7 +98,7 @@ def test_what_the_config_says_stands_and_null_is_the_files(finetune, trained, ma
     assert cfg.encoder.d_model == 32 and cfg.encoder.dropout == 0.25 == model.encoder.layers[0].dropout.p
     masks = model.spec_augmentation.spec_augment
     assert masks.time_masks == 7 and masks.freq_masks == 0  # the file's
-    assert cfg.comat.weight == 10 and model.training
+    assert cfg.comat.weight == 3 and model.training
     assert not cfg.keys() & {"adapter", "char_labels", "init_from_nemo_model"}
     assert cfg.tokenizer.keys() >= {"dir", "type"} and "update_tokenizer" not in cfg.tokenizer
 

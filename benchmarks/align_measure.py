@@ -73,12 +73,21 @@ def bench(shape, device, dtype, layout, rounds):
             rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
     measured = measure(field, pool, device, rounds)
     moved = cells * dtype.itemsize + 4 * batch * segs
-    for (contestant, _, times), (valid, optimal) in zip(measured, judge(pool, [answers for _, answers, _ in measured])):
+    verdicts = judge(pool, [answers for _, answers, _ in measured])
+    return rows + [{"shape": shape, **row} for row in rows_of(measured, verdicts, moved, device)]
+
+
+def rows_of(measured, verdicts, moved, device):
+    """Rows {contestant, seconds, valid, optimal, ratio, …} of what was measured, ratios by the first contestant's."""
+    for (contestant, _, times), (valid, optimal) in zip(measured, verdicts, strict=True):
         seconds = statistics.median(times)
-        row = {"shape": shape, "contestant": contestant.name, "seconds": seconds, "valid": valid, "optimal": optimal}
-        row["ratio"] = seconds / statistics.median(measured[0][2])
-        row["spread"] = (max(times) - min(times)) / seconds
-        row["bytes"] = moved
-        row["share_of_copy_bandwidth"] = moved / seconds / copy_bandwidth(device)
-        rows.append(row)
-    return rows
+        yield {
+            "contestant": contestant.name,
+            "seconds": seconds,
+            "valid": valid,
+            "optimal": optimal,
+            "ratio": seconds / statistics.median(measured[0][2]),
+            "spread": (max(times) - min(times)) / seconds,
+            "bytes": moved,
+            "share_of_copy_bandwidth": moved / seconds / copy_bandwidth(device),
+        }

@@ -1,10 +1,10 @@
 """What was measured of the aligners, as a table and as a chart."""
 
 
-def table(rows, on_gpu):
+def table(rows, on_gpu, sizes="B, S, N"):
     """The rows as Markdown; times on a GPU, on a CPU only what they are to the first contestant's."""
     time_of = "time | " if on_gpu else ""
-    head = f"| B, S, N | contestant | {time_of}ratio | valid | optimal | share of copy bandwidth |"
+    head = f"| {sizes} | contestant | {time_of}ratio | valid | optimal | share of copy bandwidth |"
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in rows:
         start = f"| {', '.join(str(n) for n in row['shape'])} | {row['contestant']} |"

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from align_measure import bench
 from align_report import chart, table
-from machine import where
+from machine import line_of, the_device, where
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
@@ -51,15 +51,9 @@ def main(arguments=None):
     options = read_options(arguments)
     with exit_in_one_sentence():
         check_outputs([options.out / name for name in ("align.json", "align.svg")], overwrite=options.overwrite)
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device, dtype = the_device(options.device), getattr(torch, options.dtype)
     place, rows = where(device), []
-    print(
-        ", ".join(
-            f"{key} {value:.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in place.items()
-        )
-    )
+    print(line_of(place))
     for shape in options.shapes:
         rows += bench(shape, device, dtype, options.layout, options.rounds)
         print(f"measured {shape}", flush=True)

@@ -44,6 +44,15 @@ def memory_left(device):
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def commit_here():
+    """The commit of this clone; "unknown" without git or outside a clone."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def where(device):
     """What the figures were measured on."""
     if device.type == "cuda":
@@ -51,16 +60,27 @@ def where(device):
     else:
         models = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
         machine = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     return {
         "machine": machine,
         "torch": torch.__version__,
         "nemo_comat": nemo_comat.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit_here(),
         "copy_bandwidth_gb_s": copy_bandwidth(device) / 1e9,
     }
+
+
+def line_of(place):
+    """What `where` says, in one line."""
+    said = (f"{key} {value:.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in place.items())
+    return ", ".join(said)
+
+
+def the_device(name):
+    """The torch.device of a name, "cuda" being the current GPU."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def resident(key):

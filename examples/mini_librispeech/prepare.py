@@ -8,8 +8,9 @@
 Each source is a folder with train.json, dev.json and test.json (taken as they are), a folder in LibriSpeech's layout
 (…/SPLIT/speaker/chapter/*.flac with *.trans.txt), or a tarball of one. --download fetches Mini LibriSpeech and
 test-clean (about 0.8 GB, CC BY 4.0) from OpenSLR 31 and 12. DATA gets train.json, dev.json, test.json and tokenizer/.
---decode writes the audio there as WAV, which takes a thirtieth of Opus's time to read. --hours keeps a part of the
-training speech, drawn from all its speakers, the same at each call.
+--decode writes the audio there as WAV, which takes a thirtieth of Opus's time to read. --speeds=0.9,1.1 adds copies of
+the training audio that are played so much slower or faster, so that training need not resample at each epoch. --hours
+keeps a part of the training speech, drawn from all its speakers, the same at each call.
 What was downloaded or unpacked is not fetched or unpacked again; manifests and a tokenizer that are there already are
 replaced with --overwrite alone.
 """
@@ -22,8 +23,10 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import librosa
 import soundfile
 from tqdm import tqdm
 
@@ -151,30 +154,55 @@ def part_of(rows, hours):
 def decode(rows, folder):
     """Writes each row's audio as 16-bit WAV in a folder, once; returns the rows that name it."""
     folder.mkdir(parents=True, exist_ok=True)
-    decoded = []
-    for row in tqdm(rows, desc=f"decoding {folder.name}", unit="file"):
-        source = row["audio_filepath"]
-        if not isinstance(source, str):
-            raise PrepareError(
-                f"{', '.join(source)} are the audio of one row, of which no one WAV can be made; leave --decode out."
-            )
-        # files of one name lie in several folders, and those of another corpus may have been decoded here before
-        which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
-        file = folder / f"{Path(source).stem}-{which}.wav"
+    files = in_threads(lambda row: decode_file(row["audio_filepath"], folder), rows, f"decoding {folder.name}")
+    return [{**row, "audio_filepath": str(file.resolve())} for row, file in zip(rows, files, strict=True)]
+
+
+def in_threads(function, rows, what):
+    """The function's answers for the rows, in their order, with a progress bar."""
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(function, rows), desc=what, unit="file", total=len(rows)))
+
+
+def at_speed(rows, speed):
+    """Rows of decoded audio played faster by a factor, their pitch with it; written beside it, once."""
+
+    def play(row):
+        source = Path(row["audio_filepath"])
+        file = source.with_name(f"{source.stem}-{speed:g}.wav")
         if not file.exists():
-            samples, rate = soundfile.read(source, dtype="int16")
+            samples, rate = soundfile.read(source, dtype="float32")
+            faster = librosa.resample(samples, orig_sr=rate, target_sr=rate / speed, res_type="soxr_hq")
             with written_beside(file) as part:
-                soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
-        decoded.append({**row, "audio_filepath": str(file.resolve())})
-    return decoded
+                soundfile.write(part, faster, rate, subtype="PCM_16", format="WAV")
+        return {**row, "audio_filepath": str(file), "duration": soundfile.info(file).duration}
+
+    return in_threads(play, rows, f"speed {speed:g}")
 
 
-def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=False, overwrite=False):
+def decode_file(source, folder):
+    """Writes one file's audio as 16-bit WAV in the folder, once; returns the new file."""
+    if not isinstance(source, str):
+        raise PrepareError(
+            f"{', '.join(source)} are the audio of one row, of which no one WAV can be made; leave --decode out."
+        )
+    # files of one name lie in several folders, and those of another corpus may have been decoded here before
+    which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+    file = folder / f"{Path(source).stem}-{which}.wav"
+    if not file.exists():
+        samples, rate = soundfile.read(source, dtype="int16")
+        with written_beside(file) as part:
+            soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
+    return file
+
+
+def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=False, speeds=(), overwrite=False):
     """Writes OUT/train.json, dev.json, test.json and tokenizer/; returns the rows by split.
 
     Args:
         sources: folders or tarballs. out: folder. directories: LibriSpeech folder name of each split.
         vocab_size: pieces of the tokenizer. hours: of training audio to keep, None = all. wav: decode all audio to WAV.
+        speeds: of copies of the training audio beside it, with wav alone.
         overwrite: True where what is there already may be replaced.
     Raises:
         PrepareError: a source is missing or lacks a split. ManifestError, ValueError: a manifest cannot be used.
@@ -189,12 +217,21 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=Fa
         rows["train"] = part_of(rows["train"], hours)
     if wav:
         rows = {split: decode(split_rows, out / "wav" / split) for split, split_rows in rows.items()}
+        rows["train"] += [row for speed in speeds for row in at_speed(rows["train"], speed)]
     for split, split_rows in rows.items():
         with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
             manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
     texts = read_texts([out / "train.json"])
     build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, overwrite=overwrite)
     return rows
+
+
+def speeds_of(text):
+    """The numbers of 0.9,1.1; 1 is there already."""
+    speeds = tuple(float(number) for number in text.split(","))
+    if any(not 0.5 <= speed <= 2 or speed == 1 for speed in speeds) or len(set(speeds)) < len(speeds):
+        raise argparse.ArgumentTypeError(f"speeds are different numbers from 0.5 to 2 other than 1, got {text!r}")
+    return speeds
 
 
 def main():
@@ -207,6 +244,7 @@ def main():
     parser.add_argument("--vocab_size", type=int, default=128, help="pieces of the tokenizer (default: %(default)s)")
     parser.add_argument("--hours", type=float, help="hours of training audio to keep (default: all)")
     parser.add_argument("--decode", action="store_true", help="write all audio as WAV, which is quick to read")
+    parser.add_argument("--speeds", type=speeds_of, default=(), help="with --decode, of copies of the training audio")
     parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError, RuntimeError):  # of a source or a manifest
@@ -214,8 +252,12 @@ def main():
         sources = args.sources + (download(args.out) if args.download else [])
         if not sources:
             parser.error("give a folder, a tarball or --download")
+        if args.speeds and not args.decode:
+            parser.error("--speeds writes WAV, so it needs --decode")
         directories = {split: getattr(args, split) for split in SPLITS}
-        rows = prepare(sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.overwrite)
+        rows = prepare(
+            sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.speeds, args.overwrite
+        )
     for split, split_rows in rows.items():
         hours = sum(map(seconds_of, split_rows)) / 3600
         words = sum(len(str(row["text"] or "").split()) for row in split_rows)

@@ -131,17 +131,27 @@ def arm_config(arm, data, folder, scale, extra=()):
     return cfg, overrides
 
 
+def commit_here():
+    """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
+
+    def git(*command):
+        return subprocess.run(["git", "-C", str(HERE), *command], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short", "HEAD").strip() + "+changes" * bool(git("diff", "HEAD", "--name-only"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def describe(arm, seed, overrides, cfg):
     """What a run was: for run.json, and to refuse to resume another one."""
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(["git", "-C", str(HERE), "diff", "--quiet", "HEAD"])
     gpu = torch.cuda.is_available()
     return {
         "arm": arm,
         "seed": seed,
         "overrides": [o for o in overrides if "manifest_filepath" not in o and "explicit_log_dir" not in o],
         "model": OmegaConf.to_container(cfg.model, resolve=True),
-        "commit": commit.stdout.strip() + ("+changes" if changed.returncode else ""),
+        "commit": commit_here(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }

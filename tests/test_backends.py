@@ -141,8 +141,6 @@ def fake_cupy(monkeypatch):
             "MultiProcessorCount": 132,
             "MaxSharedMemoryPerBlockOptin": 232448,
             "MaxSharedMemoryPerMultiprocessor": 233472,
-            "ComputeCapabilityMajor": 9,
-            "ComputeCapabilityMinor": 0,
         }
 
     def put(kernel):
@@ -152,6 +150,7 @@ def fake_cupy(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         return cupy
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr(backends, "why_no_cuda", lambda device, tensor: None)
     yield put

@@ -213,12 +213,13 @@ def device(index: int) -> Device:
     """
     import cupy
 
-    attributes = cupy.cuda.Device(index).attributes
+    attributes = cupy.cuda.Device(index).attributes  # all but the compute capability
+    major, minor = torch.cuda.get_device_capability(index)
     return Device(
         multiprocessors=attributes["MultiProcessorCount"],
         shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
         shared_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
-        capability=10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
+        capability=10 * major + minor,
     )
 
 

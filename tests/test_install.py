@@ -1,11 +1,14 @@
 """The installer: what pip is told, uv is told; a machine without uv gets pip; the lock is that of constraints.txt."""
 
+import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.tags import sys_tags
 from scripts import ROOT, load_file
 
 install = load_file(ROOT / "tools" / "install.py")
@@ -16,6 +19,16 @@ def pins(name):
     lines = (ROOT / name).read_text().splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {(one.name.lower().replace("_", "-"), str(one.specifier).removeprefix("==")) for one in found}
+
+
+def wheel(path, tags):
+    """Writes a wheel of the empty package `thing`, version 1.0, whose file WHEEL names the tags."""
+    info = "thing-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("thing.py", "")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {tags}\n")
+        file.writestr(f"{info}/RECORD", "")
 
 
 def test_the_lock_has_what_is_pinned_and_what_setup_asks_for():
@@ -39,19 +52,46 @@ def test_uv_looks_where_pip_does(tmp_path):
         text=True,
         check=True,
     )
-    found = install.uv_environment(install.pip_settings(listing.stdout), {"UV_TORCH_BACKEND": "cpu"})
+    found = install.uv_environment(install.pip_settings(listing.stdout, "unused"), {"UV_TORCH_BACKEND": "cpu"})
     wanted = {
-        "UV_DEFAULT_INDEX": "https://one/simple",
-        "UV_INDEX": "https://two/simple https://three/simple",
+        # uv asks the default last, and pip's main index has all files of a version
+        "UV_INDEX": "https://one/simple https://two/simple",
+        "UV_DEFAULT_INDEX": "https://three/simple",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_FIND_LINKS": "/a,/b",
         "UV_CONSTRAINT": "/c.txt",
         "UV_TORCH_BACKEND": "cpu",
     }
     assert {key: found.get(key) for key in wanted} == wanted
-    assert install.uv_environment({"index-url": "https://one"}, {"UV_DEFAULT_INDEX": "mine"}) == {
-        "UV_DEFAULT_INDEX": "mine"
+    assert install.uv_environment({"index-url": "one", "extra-index-url": "two"}, {"UV_DEFAULT_INDEX": "mine"}) == {
+        "UV_DEFAULT_INDEX": "mine",
+        "UV_INDEX": "two",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
+
+
+def test_pips_own_main_index_is_known_where_none_is_set():
+    main_index = install.output([sys.executable, "-c", install.MAIN_INDEX]).strip()
+    assert main_index.startswith("https://") and main_index.endswith("/simple")
+    assert install.pip_settings("", main_index) == {"index-url": main_index}
+    assert install.pip_settings("global.index-url='mine'\n", main_index) == {"index-url": "mine"}
+
+
+def test_of_one_version_uv_takes_the_file_that_pip_takes(tmp_path):
+    """An index with the wheel of all machines, and a later one with this machine's: uv must find the second."""
+    folders = [tmp_path / name / "simple" / "thing" for name in ("any", "machine")]
+    tag = next(str(tag) for tag in sys_tags() if tag.platform != "any" and tag.abi == "none")
+    for folder, tags in zip(folders, ("py3-none-any", tag)):
+        folder.mkdir(parents=True)
+        wheel(folder / f"thing-1.0-{tags}.whl", tags)
+        (folder / "index.html").write_text(f'<a href="thing-1.0-{tags}.whl">thing</a>')
+    extra, main_index = (f"file://{folder.parent}" for folder in folders)
+    theirs = install.uv_environment(
+        install.pip_settings(f"global.extra-index-url='{extra}'\n", main_index), {"PATH": os.environ["PATH"]}
+    )
+    command = [sys.executable, "-m", "uv", "pip", "install", "--offline", "--target", str(tmp_path / "out"), "thing"]
+    subprocess.run(command, env={**theirs, "UV_CACHE_DIR": str(tmp_path / "cache")}, check=True)
+    assert f"Tag: {tag}" in (tmp_path / "out" / "thing-1.0.dist-info" / "WHEEL").read_text()
 
 
 def test_what_python_may_not_write_later_is_compiled_at_once():
@@ -74,7 +114,7 @@ def test_pip_takes_the_place_of_uv_with_a_word(monkeypatch, tmp_path, capsys, br
 
     def run(command, **options):
         words = " ".join(command[2:] if command[1] == "-m" else command)
-        if words == "pip config list":
+        if options.get("capture_output"):
             return subprocess.CompletedProcess(command, 0, "", "")
         kinds = ("venv", "pip install uv", "uv pip install", "pip install")
         short = words.replace(" --quiet --disable-pip-version-check", "")

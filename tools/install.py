@@ -5,6 +5,9 @@
 Where pip would look for packages, uv is told to look too: its indexes, folders of wheels, certificates and constraints
 are taken from pip's own configuration. So a machine gets the build of PyTorch that pip would bring. What is set for uv
 (UV_TORCH_BACKEND=cpu and its like) stands before that. Needs nothing but Python.
+
+pip puts the files of all indexes together. uv takes a version from the first index that has it, though a later one may
+have a better file for this machine. So uv is told pip's main index first, which has all files of its packages.
 """
 
 import argparse
@@ -36,6 +39,10 @@ SETTINGS = {
 }
 
 
+# prints the index that pip asks by itself; no command of pip's lists it
+MAIN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+
+
 def say(sentence):
     """Says what is done now, before it is done."""
     print(f"==> {sentence}", flush=True)
@@ -54,13 +61,16 @@ def check_python(version):
         )
 
 
-def pip_settings(listing):
+def pip_settings(listing, main_index):
     """What `pip config list` lists, as a dict: what the environment says stands before the files.
 
     Args:
         listing: str, lines such as ``global.index-url='…'`` and ``:env:.find-links='…'``.
+        main_index: str, the index that pip asks where none is set.
+    Returns:
+        dict, with an ``index-url`` always.
     """
-    found = {}
+    found = {"index-url": {"global": main_index}}
     for line in listing.splitlines():
         key, _, value = line.partition("=")
         section, _, name = key.rpartition(".")
@@ -78,9 +88,13 @@ def uv_environment(settings, given):
         dict.
     """
     theirs = {SETTINGS[name]: " ".join(value.split()) for name, value in settings.items() if name in SETTINGS}
-    # pip takes the best version of all places; uv by default stays with the first that has the package
     if "UV_INDEX" in theirs:
+        # pip takes the best version of all places; uv by default stays with the first that has the package
         theirs["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+        # uv asks its default index last, so the last of pip's others takes that place
+        if not given.keys() & {"UV_INDEX", "UV_DEFAULT_INDEX"}:
+            *first, theirs["UV_DEFAULT_INDEX"] = [theirs["UV_DEFAULT_INDEX"], *theirs["UV_INDEX"].split()]
+            theirs["UV_INDEX"] = " ".join(first)
     # uv wants commas here, pip writes blanks
     if "UV_FIND_LINKS" in theirs:
         theirs["UV_FIND_LINKS"] = theirs["UV_FIND_LINKS"].replace(" ", ",")
@@ -104,16 +118,22 @@ def succeeds(command, **options):
         return False
 
 
+def output(command):
+    """What a command prints."""
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
 def by_uv(python, arguments):
     """Installs by uv, itself installed by pip; True where it went well."""
     say("uv, which installs the rest: 18 MB, some seconds.")
     if not succeeds([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]):
         say("uv cannot be had here; pip takes its place, which takes several times as long.")
         return False
-    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    listed = output([python, "-m", "pip", "config", "list"])
+    main_index = output([python, "-c", MAIN_INDEX]).strip()
     say(f"{WHAT}.")
     command = [python, "-m", "uv", "pip", "install", "--python", python, *arguments]
-    if succeeds(command, env=uv_environment(pip_settings(listed.stdout), os.environ)):
+    if succeeds(command, env=uv_environment(pip_settings(listed, main_index), os.environ)):
         return True
     say("uv did not bring it about, for the reason above; pip tries now, which takes several times as long.")
     return False

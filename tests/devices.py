@@ -31,6 +31,9 @@ def cubin_size(name, macro, architecture):
     return nvrtc.nvrtcGetCUBINSize(program)[1]
 
 
-def to_gpu(tensor):
-    """On the GPU with the same strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda").copy_(tensor)
+def to_gpu(tensor, device="cuda"):
+    """On the GPU with the same strides, those of zero too."""
+    shape = [1 if step == 0 else size for size, step in zip(tensor.shape, tensor.stride())]
+    once = tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
+    there = torch.empty_strided(shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(once)
+    return there.expand(tensor.shape)

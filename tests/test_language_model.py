@@ -153,7 +153,7 @@ def test_teacher_without_hidden_states(tmp_path):
     ViTModel(ViTConfig(**small)).save_pretrained(tmp_path / "vit")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copy(Path(find_model(NAME), name), tmp_path / "vit")
-    with pytest.raises(TeacherError, match="returned no hidden states.*choose a text model"):
+    with pytest.raises(TeacherError, match="returned no hidden states.*if that tells nothing to mend, choose a text"):
         Teacher(str(tmp_path / "vit")).encode(["a dog"])
 
 

@@ -177,6 +177,10 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
         write_index(tmp_path)
         model._teacher = CachedTeacher(model._teacher, tmp_path, missing="error")
     teacher = model._teacher.teacher if cached else model._teacher
+    if not cached:
+        # transformers looks at the mask on the host, so it waits for the stream that it is on
+        teacher.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
+        teacher.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode(mode))
     for mode in ("default", "error"):  # kernels are compiled and weights moved by the first turn
         teacher._seen.clear()
         torch.cuda.set_sync_debug_mode(mode)

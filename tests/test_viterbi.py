@@ -254,6 +254,13 @@ def launch_cases():
     yield log_probs, torch.tensor([12, 9]).short(), torch.ones(2, 3).short(), torch.tensor([3, 2]).short(), 0
 
 
+def test_the_launch_cases_can_be_moved():
+    for log_probs, *_ in launch_cases():
+        moved = to_gpu(log_probs, "cpu")
+        torch.testing.assert_close(moved, log_probs, rtol=0, atol=0, equal_nan=True)
+        assert moved.stride() == log_probs.stride()
+
+
 @pytest.fixture(scope="module")
 def launched_kernels(tmp_path_factory):
     """An Emulator of all instances of the kernel, in their order."""

@@ -128,7 +128,8 @@ class Teacher:
         self._is_causal = False
         self.dtype: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
         self._max_length = max_length
-        self._seen: OrderedDict[tuple[str, torch.device], Embedded] = OrderedDict()
+        # by text and by where it was embedded, so that no stream reads what another is still at work on
+        self._seen: OrderedDict[tuple[str, torch.device | torch.cuda.Stream], Embedded] = OrderedDict()
         self._seen_bytes = 0
         self._table: Tensor | None = None
 
@@ -432,13 +433,14 @@ class Teacher:
 
     def rows(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
         """Embedded of each text, from the memory of texts seen lately where it is there."""
-        new = [text for text in dict.fromkeys(texts) if (text, device) not in self._seen]
+        place = torch.cuda.current_stream(device) if device.type == "cuda" else device
+        new = [text for text in dict.fromkeys(texts) if (text, place) not in self._seen]
         for text, row in zip(new, self.embed(new, device)):
-            self._seen[text, device] = row
+            self._seen[text, place] = row
             self._seen_bytes += row.size
         for text in texts:
-            self._seen.move_to_end((text, device))
-        rows = [self._seen[text, device] for text in texts]
+            self._seen.move_to_end((text, place))
+        rows = [self._seen[text, place] for text in texts]
         while self._seen_bytes > MEMORY_BYTES:
             _, row = self._seen.popitem(last=False)
             self._seen_bytes -= row.size
@@ -571,7 +573,8 @@ class Teacher:
         except Exception as error:  # of the model's own code
             raise TeacherError(
                 f"Teacher {self.name!r} ({type(model).__name__}) returned no {what} for {texts}: {error}; "
-                "choose a text model such as bert-base-uncased for model.comat.teacher.name."
+                "if that tells nothing to mend, choose a text model such as bert-base-uncased for "
+                "model.comat.teacher.name."
             ) from error
 
 

@@ -20,7 +20,7 @@ class Pending:
     """A teacher's answer for one batch, under way on a CUDA stream of its own while other work goes on.
 
     Args:
-        teacher: has `encode`.
+        teacher: has `encode`, which reads on the device only what it makes there or waits for.
         texts: list of B strings.
         device: torch.device; on a CPU the answer is there at once.
         add: function of the TeacherOutput that returns it with more in it, called on the present stream.
@@ -44,8 +44,8 @@ class Pending:
         if self._stream is None:
             self._output = teacher.encode(texts, device)
         else:
-            # what this stream reads may have been made on the present one
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+            # no wait for the present stream: some models have the host wait for their own stream, and the host would
+            # then wait for all the recogniser has to do; what the teacher reads of others it waits for itself
             with torch.cuda.stream(self._stream):
                 self._output = teacher.encode(texts, device)
         if add is not None:
@@ -64,4 +64,5 @@ class Pending:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    # its short kernels go before the recogniser's long ones
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None

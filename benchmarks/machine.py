@@ -45,9 +45,9 @@ def memory_left(device):
 
 
 def commit_here():
-    """The commit of this clone; "unknown" without git or outside a clone."""
+    """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+changes"]
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -195,6 +195,43 @@ def test_decoded_audio_has_the_samples_it_had(tmp_path):
     assert (soundfile.read(row["audio_filepath"], dtype="int16")[0] == samples).all()
 
 
+def test_copies_at_other_speeds_are_made_once_of_training_alone(data, tmp_path, monkeypatch):
+    arguments = [str(data), f"--out={tmp_path}", "--vocab_size=40", "--speeds=0.9,1.25"]
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments, "--decode"])
+    prepare.main()
+    rows = {split: prepare.rows_of_manifest(tmp_path / f"{split}.json") for split in prepare.SPLITS}
+    number = {split: len(prepare.rows_of_manifest(data / f"{split}.json")) for split in prepare.SPLITS}
+    assert [len(rows[split]) for split in rows] == [number["train"] * 3, number["dev"], number["test"]]
+    as_it_was, *copies = (rows["train"][k * number["train"] : (k + 1) * number["train"]] for k in range(3))
+    for speed, played in zip((0.9, 1.25), copies):
+        for row, copy in zip(as_it_was, played):
+            assert copy["text"] == row["text"] and copy["audio_filepath"] != row["audio_filepath"]
+            assert copy["duration"] == pytest.approx(row["duration"] / speed, abs=1e-3)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").rglob("*.wav")}
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
+    prepare.main()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").rglob("*.wav")} == times
+
+
+def test_a_tone_that_is_played_faster_is_higher(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000), 16000)
+    (row,) = prepare.at_speed([{"audio_filepath": str(tmp_path / "a.wav"), "text": "a", "duration": 1.0}], 1.25)
+    samples, rate = soundfile.read(row["audio_filepath"])
+    assert rate == 16000 and len(samples) == 12800 and row["duration"] == 0.8
+    assert np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples) == pytest.approx(1250, abs=2)
+
+
+@pytest.mark.parametrize("text", ["1", "0.9,0.9", "3", "0.4", "fast"])
+def test_speeds_that_are_none_are_refused(text, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare.py", f"--out={tmp_path}", "--decode", f"--speeds={text}", "a"])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    assert "--speeds" in capsys.readouterr().err
+
+
 def test_features_are_computed_once_and_are_the_same():
     calls = []
 

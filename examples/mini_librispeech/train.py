@@ -133,12 +133,9 @@ def arm_config(arm, data, folder, scale, extra=()):
 
 def commit_here():
     """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
-
-    def git(*command):
-        return subprocess.run(["git", "-C", str(HERE), *command], capture_output=True, text=True, check=True).stdout
-
+    command = ["git", "-C", str(HERE), "describe", "--always", "--exclude=*", "--dirty=+changes"]
     try:
-        return git("rev-parse", "--short", "HEAD").strip() + "+changes" * bool(git("diff", "HEAD", "--name-only"))
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -3,6 +3,7 @@
 mas.cu says how the kernel works, backends.py how it is compiled and launched.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -47,13 +48,13 @@ class Instance:
     copy: Copy
     asynchronous: bool
 
-    @property
+    @functools.cached_property
     def macro(self) -> str:
         """Value of MAS_PLAN in mas.cu."""
         plan, flag = self.plan, "true" if self.asynchronous else "false"
         return f"{self.element},{plan.columns},{plan.warps},{plan.frames},{plan.stages},{self.copy},{flag}"
 
-    @property
+    @functools.cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block without directions, as the head of mas.cu adds it up."""
         plan = self.plan
@@ -79,11 +80,16 @@ def choose(score: Tensor, device: backends.Device) -> tuple[Instance, bool]:
     batch, segs, tokens = score.shape
     element, copy = ELEMENTS[score.dtype], copy_of(score)
     asynchronous = device.capability >= 80 and copy != "ELEMENTS"
-    instances = [Instance(plan, element, copy, asynchronous) for plan in PLANS]
-    fitting = [x for x in instances if x.shared_bytes <= device.shared_per_block]
+    fitting = _fitting(element, copy, asynchronous, device.shared_per_block)
     instance = next((x for x in fitting if x.plan.width >= tokens), fitting[-1])
     together = instance.shared_bytes + 4 * instance.direction_words(segs, tokens)
     return instance, together <= device.shared_budget(batch)
+
+
+@functools.cache
+def _fitting(element: str, copy: Copy, asynchronous: bool, shared_per_block: int) -> tuple[Instance, ...]:
+    instances = [Instance(plan, element, copy, asynchronous) for plan in PLANS]
+    return tuple(x for x in instances if x.shared_bytes <= shared_per_block)
 
 
 def copy_of(score: Tensor) -> Copy:

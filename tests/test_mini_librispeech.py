@@ -545,6 +545,22 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert "| ctc | 1 | 40.0 % | 40.0 % |" in report.report(tmp_path, seeds=[1])
 
 
+def test_runs_are_compared_with_those_that_are_named(tmp_path, monkeypatch, capsys):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sat", "on the mat", "a dog ran far"])
+    scored(tmp_path / "default" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    scored(tmp_path / "mine" / "seed1", ["the cat sat", "on the mat", "a dig run far"])
+    command = ["report.py", "default", "mine", f"--out={tmp_path}", "--against", "default"]
+    monkeypatch.setattr(sys, "argv", [*command, f"--html={tmp_path}/report.html"])
+    report.main()
+    text = capsys.readouterr().out
+    assert "| against default | step |" in text and "| mine | 1 | 20.0 % | 20.0 % |" in text and "| -50.0 % (" in text
+    assert "are ratios to default as trained here" in text and "mine, most often mended against default: " in text
+    assert "against ctc" not in text + (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(sys, "argv", [*command, "ctc"])
+    with pytest.raises(SystemExit, match="--against ctc: .* has no such finished run .* it has default, mine"):
+        report.main()
+
+
 def test_the_page_has_the_table_and_what_the_best_arm_heard(tmp_path):
     scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])
     scored(tmp_path / "comat" / "seed1", ["the cat sat", "on the mat", "a dig ran far"])

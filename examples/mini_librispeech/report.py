@@ -1,6 +1,6 @@
 """Compares the runs of the recipe: error rates with intervals, costs, and the words that were mended or broken.
 
-    python examples/mini_librispeech/report.py --out=RUNS [--data=DATA] [--seeds 1] [--html=report.html] [names ...]
+    python examples/mini_librispeech/report.py [names ...] --out=RUNS [--data=DATA] [--seeds 1] [--against ctc]
 
 Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
 dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
@@ -82,15 +82,18 @@ def finished(out, names=(), seeds=()):
     return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
 
 
-def read_runs(out, names=(), seeds=()):
-    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed."""
+def read_runs(out, names=(), seeds=(), against=BASELINES):
+    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed.
+
+    Those of against, which the others are compared with, come first.
+    """
     runs = defaultdict(list)
     for folder in finished(out, names, seeds):
         run = json.loads(read_record(folder, "run.json"))
         steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
         splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
         runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
-    order = [*(name for name in BASELINES if name in runs), *(name for name in runs if name not in BASELINES)]
+    order = [*(name for name in against if name in runs), *(name for name in runs if name not in against)]
     return {name: runs[name] for name in order}
 
 
@@ -165,8 +168,13 @@ def spread(values):
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
 
 
-def summary(runs, known=None):
-    """What the report says, by run name, as plain numbers; known: set of the training words, or None."""
+def summary(runs, known=None, against=BASELINES):
+    """What the report says, by run name, as plain numbers.
+
+    Args:
+        runs: of `read_runs`. known: set of the training words, or None. against: names of runs that the others are
+            compared with, where they are there; words are mended and broken against the first.
+    """
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
     found = {}
     for name, seeds in runs.items():
@@ -184,11 +192,11 @@ def summary(runs, known=None):
             of["unseen"] = unseen_words([row for seed in seeds for row in seed["test"]], known)
         of["against"] = {
             base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
-            for base in BASELINES
+            for base in against
             if base in runs and base != name
         }
-        if "ctc" in runs and name != "ctc":
-            lists = mended_and_broken([seed["test"] for seed in seeds], [seed["test"] for seed in runs["ctc"]])
+        if against[0] in runs and name != against[0]:
+            lists = mended_and_broken([seed["test"] for seed in seeds], [seed["test"] for seed in runs[against[0]]])
             of["mended"], of["broken"] = lists
     return found
 
@@ -207,41 +215,33 @@ def change_of(of, base):
     return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
 
 
-HEAD = [
-    "arm",
-    "seeds",
-    "dev WER",
-    "test WER",
-    "test CER",
-    "against ctc",
-    "against interctc",
-    "step",
-    "memory",
-    "active",
-]
+def head(against=BASELINES):
+    """The table's columns."""
+    changes = [f"against {base}" for base in against]
+    return ["arm", "seeds", "dev WER", "test WER", "test CER", *changes, "step", "memory", "active"]
 
 
-def table(found):
-    """Rows of cells below HEAD, one for each arm.
+def table(found, against=BASELINES):
+    """Rows of cells below `head`, one for each arm.
 
     Args:
-        found: of `summary`.
+        found: of `summary`. against: as there.
     """
-    base = found.get("ctc") or next(iter(found.values()))
+    base = next(iter(found.values()))
     rows = []
     for name, of in found.items():
         active = "" if of["active_fraction"] is None else f"{of['active_fraction']:.2f}"
         costs = [f"{of[key] / base[key]:.2f}" for key in ("step_seconds", "peak_bytes")]
         wers = [percent(of[key]) for key in ("dev_wer", "test_wer", "test_cer")]
-        rows.append([name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in BASELINES), *costs, active])
+        rows.append([name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in against), *costs, active])
     return rows
 
 
-def remarks(found):
+def remarks(found, against=BASELINES):
     """What the words say, as sentences: those that training never has, and those mended and broken.
 
     Args:
-        found: of `summary`.
+        found: of `summary`. against: as there.
     """
     said = []
     for name, of in found.items():
@@ -254,28 +254,31 @@ def remarks(found):
         for kind in ("mended", "broken"):
             if of.get(kind):
                 listed = ", ".join(f"{word} {times:+.1f}" for word, times in of[kind])
-                said.append(f"{name}, most often {kind} against ctc: {listed}")
+                said.append(f"{name}, most often {kind} against {against[0]}: {listed}")
     return said
 
 
-def markdown(found, runs):
+def markdown(found, runs, against=BASELINES):
     """The summary as a Markdown text."""
-    lines = ["# Report", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table(found)]
-    lines += ["", *explanation(runs), "", *(f"- {sentence}" for sentence in remarks(found))]
+    columns = head(against)
+    lines = ["# Report", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table(found, against)]
+    lines += ["", *explanation(runs), "", *(f"- {sentence}" for sentence in remarks(found, against))]
     return "\n".join(lines) + "\n"
 
 
-def build_page(found, runs, data=None):
+def build_page(found, runs, data=None, against=BASELINES):
     """The summary as a Page: table, dev curves, and transcripts of the best arm's first seed.
 
     Args:
         found: of `summary`. runs: of `read_runs`. data: folder whose test.json tells where the audio is, or None.
+        against: as in `summary`.
     """
     best = min(found, key=lambda name: found[name]["test_wer"]["mean"])
     page = Page("Arms of the recipe, compared", "The same encoder, first weights, data order, steps and schedule.")
     page.numbers([(f"test WER, {name}", percent(of["test_wer"])) for name, of in found.items()])
-    page.table("Error rates and costs", HEAD, table(found), [part for part in explanation(runs) if part])
+    notes = [part for part in explanation(runs) if part]
+    page.table("Error rates and costs", head(against), table(found, against), notes)
     curves = {name: [(row["step"], 100 * row["val_wer"]) for row in runs[name][0]["history"]] for name in runs}
     page.picture(
         "Training",
@@ -289,8 +292,8 @@ def build_page(found, runs, data=None):
     shown = [(row["reference"], row["transcript"], file) for row, file in zip(rows, audio, strict=True)]
     notes = ["Words that were not recognised are crossed out; words that stand in their place are underlined."]
     page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown), notes)
-    if remarks(found):
-        page.sentences("Words", remarks(found))
+    if remarks(found, against):
+        page.sentences("Words", remarks(found, against))
     return page
 
 
@@ -303,8 +306,8 @@ def explanation(runs):
         f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding of "
         "the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, with the 95 % "
         "interval of a paired bootstrap over utterances (10,000 draws of the seeds' mean errors; it says nothing of "
-        "other seeds). Step time (median, data loading included) and peak memory are ratios to ctc as trained here; "
-        "active is the mean share of rows in the transfer loss.",
+        "other seeds). Step time (median, data loading included) and peak memory are ratios to "
+        f"{next(iter(runs))} as trained here; active is the mean share of rows in the transfer loss.",
         "",
         f"Encoder of {every[0]['run']['encoder_parameters'] / 1e6:.1f} M parameters, {every[0]['run']['steps']} steps; "
         f"{devices}; commit {commits}.",
@@ -335,22 +338,27 @@ def dev_chart(runs, file):
     plt.close(figure)
 
 
-def report(out, names=(), data=None, html=None, seeds=()):
+def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
     """Writes report.md, report.json, dev_wer.svg and, if it is asked for, a page; returns the Markdown.
 
     Args:
         out: folder of all runs. names: those to compare, all by default. data: folder whose train.json tells the
             training words, and whose test.json where the audio is, or None. html: path of the page, or None.
-        seeds: numbers of those to compare, all by default.
+        seeds: numbers of those to compare, all by default. against: names of runs that the others are compared with.
     Raises:
-        ValueError: no run is finished and scored.
+        ValueError: no run is finished and scored, or none that is named in against where that is not the default.
     """
-    runs = read_runs(out, names, seeds)
+    runs = read_runs(out, names, seeds, against)
     if not runs:
         raise ValueError(f"{out} holds no finished and scored run; train and score with run.py first.")
+    missing = [name for name in against if name not in runs]
+    if missing and tuple(against) != BASELINES:
+        raise ValueError(
+            f"--against {missing[0]}: {out} has no such finished run among those to compare; it has {', '.join(runs)}."
+        )
     texts = read_texts([data / "train.json"]) if data is not None else None
-    found = summary(runs, texts and {word for text in texts for word in text.split()})
-    text = markdown(found, runs)
+    found = summary(runs, texts and {word for text in texts for word in text.split()}, against)
+    text = markdown(found, runs, against)
     numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("report.md", text), ("report.json", numbers)):
         with written_beside(out / name) as file:
@@ -358,7 +366,7 @@ def report(out, names=(), data=None, html=None, seeds=()):
     with written_beside(out / "dev_wer.svg") as file:
         dev_chart(runs, file)
     if html is not None:
-        build_page(found, runs, data).write(html)
+        build_page(found, runs, data, against).write(html)
     return text
 
 
@@ -367,6 +375,9 @@ def main():
     parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds to compare (default: all)")
+    parser.add_argument(
+        "--against", nargs="+", default=BASELINES, metavar="NAME", help="runs that the others are compared with"
+    )
     parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
@@ -374,7 +385,7 @@ def main():
     with exit_in_one_sentence(ValueError):
         if args.keep is not None:
             keep(args.out, args.names, args.keep, args.seeds)
-        print(report(args.out, args.names, args.data, args.html, args.seeds))
+        print(report(args.out, args.names, args.data, args.html, args.seeds, args.against))
 
 
 if __name__ == "__main__":

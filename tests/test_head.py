@@ -178,7 +178,8 @@ def test_a_causal_head_that_reads_ahead_is_refused(family, tmp_path):
 
 
 def test_a_head_of_another_width_than_the_table_is_refused(tmp_path, monkeypatch):
-    name = save(tmp_path, "bert", AutoModelForMaskedLM)
+    # tied to the table, the head would be cut by transformers 4, and the model fail by itself
+    name = save(tmp_path, "bert", AutoModelForMaskedLM, tie_word_embeddings=False)
     monkeypatch.setattr(BertForMaskedLM, "get_input_embeddings", lambda model: torch.nn.Embedding(50, 16))
     with pytest.raises(TeacherError, match="its head has 60 tokens and its table of word embeddings 50"):
         Teacher(name, top_k=3).check_predictions()

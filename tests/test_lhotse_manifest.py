@@ -8,6 +8,7 @@ from manifest_rows import GOOD, ROWS, without, write
 from nemo.collections.common.data.lhotse.cutset import read_cutset_from_config
 from omegaconf import OmegaConf
 
+from nemo_comat.models import lhotse_manifest
 from nemo_comat.models.manifest import check_dataset
 from nemo_comat.models.rows import ManifestError
 
@@ -122,7 +123,7 @@ def test_a_manifest_that_is_not_there(folder):
         {"tarred_audio_filepaths": "audio_0.tar"},
         {"cuts_path": "cuts.jsonl.gz"},
         {"shar_path": "shar"},
-        {"input_cfg": [{"type": "parquet", "manifest_filepath": "gone.parquet"}]},
+        {"input_cfg": [{"type": "multimodal_conversation", "manifest_filepath": "gone.jsonl"}]},
         {"manifest_filepath": "pipe:cat gone.json"},
         {"manifest_filepath": "s3://bucket/gone.json"},
     ],
@@ -134,6 +135,28 @@ def test_what_is_read_in_other_ways_is_left_to_its_reader(more):
         else lhotse(more["manifest_filepath"]),
         "x",
     )
+
+
+def test_a_type_that_nemo_does_not_know_is_named():
+    block = lhotse(None, input_cfg=[{"type": "nemo_tared", "manifest_filepath": "gone.json"}])
+    with pytest.raises(
+        ManifestError, match="^x has data of type nemo_tared, which this NeMo does not know; give .*nemo"
+    ):
+        check_dataset(block, "x")
+
+
+def test_the_reader_is_asked_once_of_each_kind_of_row_without_a_duration(folder, monkeypatch):
+    asked = []
+
+    def reads(row):
+        asked.append(row)
+        return lhotse_manifest_reads(row)
+
+    lhotse_manifest_reads = lhotse_manifest._lhotse_reads
+    monkeypatch.setattr(lhotse_manifest, "_lhotse_reads", reads)
+    rows = [without(duration=None)] * 3 + [without(duration=None, speaker="a")] * 2 + [GOOD]
+    check_dataset(lhotse(write(folder, *rows)), "x")
+    assert len(asked) == 2 and asked[1]["speaker"] == "a"
 
 
 def test_an_offset_says_what_is_wrong(folder):

@@ -3,17 +3,25 @@
 Tarred data, Lhotse's own cuts and other formats are left to their readers.
 """
 
+import json
 import math
+import tempfile
 from collections.abc import Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from lhotse.serialization import load_yaml
-from nemo.collections.common.data.lhotse.cutset import get_parser_fn, read_nemo_manifest
+from nemo.collections.common.data.lhotse.cutset import (
+    get_known_config_data_types,
+    get_parser_fn,
+    read_nemo_manifest,
+)
 from nemo.collections.common.data.lhotse.dataloader import (
     get_lhotse_sampler_from_config,
     make_structured_with_schema_warnings,
 )
+from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from nemo.utils import logging
 from nemo.utils.data_utils import is_datastore_path
@@ -58,7 +66,7 @@ def check_lhotse_dataset(dataset: Any, name: str) -> None:
 
 def _check_source(source: Any, name: str, limits: Mapping[str, Any], tally: Tally) -> bool:
     """Checks one block that names data itself; True where it names no more than rows that `tally` has counted."""
-    if source.get("manifest_filepath") is None or not _is_plain(source):
+    if source.get("manifest_filepath") is None or not _is_plain(source, name):
         return False
     paths = [one for path in flat([source.manifest_filepath]) for one in expand(path)]
     # what Lhotse opens by other means than as a file is left to it
@@ -110,9 +118,12 @@ def multi_blocks(dataset: Any) -> list[Any]:
     return [one for key, one in dataset.items() if isinstance(one, DictConfig) and key != "sampler_weights"]
 
 
-def _is_plain(block: Any) -> bool:
+def _is_plain(block: Any, name: str) -> bool:
+    kind, known = block.get("type", "nemo"), get_known_config_data_types()
+    if kind not in known:
+        raise ManifestError(f"{name} has data of type {kind}, which this NeMo does not know; give {', '.join(known)}.")
     lhotses = any(block.get(key) is not None for key in ("cuts_path", "shar_path", "tarred_audio_filepaths"))
-    return not lhotses and get_parser_fn(block.get("type", "nemo")) is read_nemo_manifest
+    return not lhotses and get_parser_fn(kind) is read_nemo_manifest
 
 
 def check_lhotse_manifest(path: str, name: str, limits: Mapping[str, Any], tally: Tally) -> int:
@@ -135,28 +146,44 @@ def check_lhotse_manifest(path: str, name: str, limits: Mapping[str, Any], tally
         open_manifest(path).close()
     except ManifestError as error:
         raise ManifestError(f"{name}: {error}") from error
-    rows = 0
+    rows, read = 0, set[Any]()
     for number, line in read_lines(path):
         where = f"{path} line {number}"
         if not line:
             raise ManifestError(f"{where} is empty, which Lhotse's reader refuses; remove the line.")
         row = parse_object(line, where)
         if not row.get("_skipme", False):
-            _check_row(row, path, where)
+            _check_row(row, path, where, read)
             known = isinstance(row["duration"], Real)
             tally.add(where, beyond(row["duration"], limits) if known else None)
             rows += 1
     return rows
 
 
-def _check_row(row: Mapping[str, Any], path: str, where: str) -> None:
+def _check_row(row: Mapping[str, Any], path: str, where: str, read: set[Any]) -> None:
+    """Raises ManifestError for a row that Lhotse refuses; read: the kinds of rows without a duration that it reads."""
     for key in ("audio_filepath", "duration"):
         if key not in row:
             raise ManifestError(f"{where} has no {key}, which Lhotse's reader needs in each row; give it.")
     offset = row.get("offset")
     if offset is not None and not 0 <= number_of(offset, "offset", where) < math.inf:
         raise ManifestError(f"{where} has offset {offset}; give seconds from 0 on.")
-    # otherwise Lhotse takes the duration from the audio
-    if any(row.get(key) is not None for key in ("offset", "sampling_rate", "sample_rate")):
-        number_of(row["duration"], "duration", where)
-    check_audio(get_full_path(str(row["audio_filepath"]), str(path), force_cache=False), where)
+    audio = get_full_path(str(row["audio_filepath"]), str(path), force_cache=False)
+    check_audio(audio, where)
+    # Lhotse takes a duration from the audio, unless other keys have it do something with the row's
+    kind = type(row["duration"]), frozenset(key for key, value in row.items() if value is not None)
+    if not isinstance(row["duration"], Real) and kind not in read:
+        if not _lhotse_reads({**row, "audio_filepath": audio}):
+            number_of(row["duration"], "duration", where)
+        read.add(kind)
+
+
+def _lhotse_reads(row: Mapping[str, Any]) -> bool:
+    """Whether Lhotse's reader, of whatever version, makes a cut of a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder, "row.json")
+        manifest.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        try:
+            return next(iter(LazyNeMoIterator(str(manifest))), None) is not None
+        except Exception:  # of whatever kind: it is asked, not run
+            return False

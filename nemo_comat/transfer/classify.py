@@ -34,14 +34,15 @@ def classify_tokens(
         >>> classify_tokens(student, torch.tensor([[0]]), torch.tensor([[True]]), table, temperature=1.0).exp()
         tensor([[1.3679]])
     """
-    student, table = F.normalize(student.float(), dim=-1), F.normalize(table.detach().float(), dim=-1)
+    student, table = F.normalize(student.float(), dim=-1), table.detach()
+    token_id = token_id.clamp(0, len(table) - 1)
     if negatives is None:
-        logits = student @ table.T / temperature
-        own = logits.gather(2, token_id.clamp(0, len(table) - 1)[..., None])[..., 0]
+        logits = student @ F.normalize(table.float(), dim=-1).T / temperature
+        own = logits.gather(2, token_id[..., None])[..., 0]
         return logits.logsumexp(2) - own
-    own = (student * table[token_id.clamp(0, len(table) - 1)]).sum(-1) / temperature
+    own = (student * F.normalize(table[token_id].float(), dim=-1)).sum(-1) / temperature
     candidates, again = candidate_ids(token_id, mask, len(table), negatives, seed)
-    logits = student @ table[candidates].T / temperature
+    logits = student @ F.normalize(table[candidates].float(), dim=-1).T / temperature
     # the own token is counted apart, and an id that was drawn twice once
     out = again | (candidates == token_id[..., None])
     others = logits.masked_fill(out, float("-inf")).logsumexp(2)

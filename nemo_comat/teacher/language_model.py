@@ -23,6 +23,7 @@ from nemo_comat.teacher.head import View, following, head_class, likeliest, mask
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.quiet import quiet_transformers
+from nemo_comat.teacher.upper_layers import leave_out_upper_layers
 from nemo_comat.teacher.words import average_words, words_of
 from nemo_comat.waiting import announce
 
@@ -234,7 +235,23 @@ class Teacher:
         if self.top_k:
             self._check_head(loaded, info["missing_keys"], auto_class)
             self._head = loaded
+        else:
+            self._leave_out_upper_layers(model)
         return model
+
+    def _leave_out_upper_layers(self, model: Any) -> None:
+        layers = [layer for layer in self.layers if isinstance(layer, int)]
+        # the table, and layers that are counted from the end, do not say how many are needed
+        if self.reads_table or min(layers) < 0:
+            return
+        # of two lengths: padding is read too
+        ids = self._probe.repeat(2, 1).to(next(model.parameters()).device)
+        attention = torch.ones_like(ids)
+        attention[1, -1] = 0
+        with torch.no_grad():
+            leave_out_upper_layers(
+                model, self.config.num_hidden_layers, max(layers), lambda: self._states(model, ids, attention)
+            )
 
     @property
     def _whole(self) -> Any:

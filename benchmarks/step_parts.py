@@ -10,6 +10,7 @@ from nemo_comat import CompressAlignTransfer, cosine_score, ctc_viterbi, token_a
 from nemo_comat.compress import pool_segments, run_segments
 from nemo_comat.models.captured import captured
 from nemo_comat.teacher import TeacherOutput
+from nemo_comat.transfer import VOCABULARY_LOSSES
 
 SMALLEST = (4, 64, 16)  # B, S, N
 FACTORS = {"B": (1, 2, 4, 8), "S": (1, 2, 4, 8), "N": (1, 2, 3), "B, S, N": (1, 2, 4)}
@@ -45,6 +46,8 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     seconds, comat = {}, model.comat
     for name, teacher in teachers.items():
         embedded, seconds[f"teacher, {name}"] = timed(device, lambda one=teacher: one.encode(texts, device=device))
+    if comat.transfer.options["loss"] in VOCABULARY_LOSSES:
+        embedded = embedded._replace(table=teachers[name].table(device))
     hidden, frame_len, log_probs, targets, target_len = given = forward_tensors(model, batch, device, autocast)
     (run, is_blank), seconds["labels"] = timed(device, lambda: labels_of(comat, *given[1:]))
     bound = targets.shape[1] if comat.compressor.options["labels"] == "forced" else hidden.shape[1]
@@ -63,11 +66,14 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     (student, score), seconds["projection and score"] = timed(device, project)
     (path, _), seconds["alignment"] = timed(device, lambda: comat.aligner(score, compressed.seg_len, embedded.text_len))
 
+    if comat.context is not None:
+        student, seconds["context"] = timed(device, lambda: comat.context(student, compressed.seg_len))
+
     def transfer():
         inside = torch.arange(score.shape[2], device=device) < embedded.text_len[:, None]
         mask = inside & (path >= 0).any(1)[:, None]
         average = token_average(student, path, score.shape[2])
-        return comat.transfer(average, embedded.embeddings, mask, embedded.token_id)
+        return comat.transfer(average, embedded.embeddings, mask, embedded.token_id, embedded.table)
 
     _, seconds["transfer"] = timed(device, transfer)
     output, seconds["forward from labels to transfer"] = timed(device, lambda: comat(*given, embedded))

@@ -52,6 +52,13 @@ def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
     assert "| tiny, B 2, 32, forced | ctc |" in capsys.readouterr().out
 
 
+def test_overrides_of_the_config_are_timed(tmp_path):
+    overrides = ["model.comat.context.layers=1", "model.comat.transfer.loss=classify"]
+    result = bench_step.main([*overrides, *SMALL, "--rounds", "1", "--out", str(tmp_path)])
+    assert result["options"]["overrides"] == overrides
+    assert {row["part"] for row in result["parts"]} > PARTS | {"context"}
+
+
 def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
     whole, calls = step_measure.take_turn, []
 

@@ -30,6 +30,7 @@ demo: $(DEMO)/trained
 test: $(VENV)/installed
 	@echo "==> Lint, contracts, types and all tests: 6 minutes on two quiet cores, more on a busy machine."
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(TYPES)
 	$(PYTEST)

@@ -23,6 +23,9 @@ def find_script(name: str, package: Path = PACKAGE) -> Path:
         path.
     Raises:
         FileNotFoundError: the installation has no such script.
+    Examples:
+        >>> find_script("build_tokenizer").name
+        'build_tokenizer.py'
     """
     places = [root / "examples" / f"{name}.py" for root in (package / "shipped", package.parent)]
     found = next((place for place in places if place.is_file()), None)
@@ -34,17 +37,35 @@ def find_script(name: str, package: Path = PACKAGE) -> Path:
 
 
 def run_script(name: str) -> None:
-    """Runs a script of examples/ as Python would, with the command line's arguments."""
+    """Runs a script of examples/ as Python would, with the command line's arguments.
+
+    Args:
+        name: as in `find_script`.
+    Examples:
+        >>> run_script("no_such")
+        Traceback (most recent call last):
+        FileNotFoundError: no_such.py is neither in ...
+    """
     script = str(find_script(name))
     sys.argv[0] = script
     runpy.run_path(script, run_name="__main__")
 
 
 def train() -> None:
-    """comat-train: examples/speech_to_text_comat.py."""
+    """comat-train: examples/speech_to_text_comat.py.
+
+    Examples:
+        >>> find_script("speech_to_text_comat").is_file()
+        True
+    """
     run_script("speech_to_text_comat")
 
 
 def tokenizer() -> None:
-    """comat-tokenizer: examples/build_tokenizer.py."""
+    """comat-tokenizer: examples/build_tokenizer.py.
+
+    Examples:
+        >>> find_script("build_tokenizer").is_file()
+        True
+    """
     run_script("build_tokenizer")

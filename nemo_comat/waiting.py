@@ -17,6 +17,11 @@ def announce(sentence: str) -> None:
 
     Args:
         sentence: str.
+    Examples:
+        >>> import unittest.mock
+        >>> with unittest.mock.patch.object(LOGGER, "warning", print):
+        ...     announce("Reading 3 files; this takes 2 minutes.")
+        Reading 3 files; this takes 2 minutes.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         LOGGER.warning(sentence)
@@ -26,6 +31,11 @@ def announce_nemo() -> None:
     """For scripts, before they import NeMo; silent where it is there already.
 
     What its telemetry says, that nothing is collected, is kept out.
+
+    Examples:
+        >>> import unittest.mock
+        >>> with unittest.mock.patch.dict(sys.modules, nemo=None):
+        ...     announce_nemo()
     """
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     if "nemo" not in sys.modules:
@@ -34,7 +44,13 @@ def announce_nemo() -> None:
 
 @contextmanager
 def kept_out() -> Iterator[None]:
-    """Keeps stderr out while the block runs, also what compiled code writes; shows it where the block fails."""
+    """Keeps stderr out while the block runs, also what compiled code writes; shows it where the block fails.
+
+    Examples:
+        >>> with kept_out():
+        ...     os.write(2, b"not shown")
+        9
+    """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         stderr = os.dup(2)

@@ -11,11 +11,11 @@ import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
 FILES = [
-    *(ROOT / f"{name}.py" for name in ("config", "comat", "output", "lazy")),
+    *(ROOT / f"{name}.py" for name in ("config", "comat", "output", "lazy", "command", "waiting")),
     *(file for file in sorted(ROOT.glob("*/*.py")) if file.parent.name != "shipped"),
 ]
-# what a function of models/ is given where it works on a whole model, which no example has at hand
-WHOLE = {"model", "trainer", "file", "cfg"}
+# they read so much of a whole model that an example would be longer than they are
+WHOLE = {"model_card", "keep_statistics"}
 
 
 def module_name(file):
@@ -35,7 +35,7 @@ def test_what_the_examples_say_is_so(file):
 def test_each_public_function_ends_on_an_example(file):
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            if file.parent.name == "models" and WHOLE & {argument.arg for argument in node.args.args}:
+            if node.name in WHOLE:
                 continue
             _, header, example = ast.get_docstring(node).rpartition("Examples:\n")
             assert header and doctest.DocTestParser().get_examples(example), node.name

@@ -77,6 +77,10 @@ def plain_model(file: PathLike) -> Any:
         the model on the CPU, in evaluation mode; its `save_to` and `export` are NeMo's own.
     Raises:
         ExportError: there is no such file, or it is another kind of file.
+    Examples:
+        >>> plain_model("/no/model.nemo")
+        Traceback (most recent call last):
+        nemo_comat.models.export.ExportError: /no/model.nemo does not exist; give a .nemo file.
     """
     check_nemo_file(file)
     block = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
@@ -95,7 +99,14 @@ def comat_block(file: PathLike) -> DictConfig | None:
         file: path of the file.
     Returns:
         DictConfig, or None where there is none or its weight is 0.
+    Raises:
+        ExportError: there is no such file, or it is another kind of file.
+    Examples:
+        >>> comat_block("/no/model.nemo")
+        Traceback (most recent call last):
+        nemo_comat.models.export.ExportError: /no/model.nemo does not exist; give a .nemo file.
     """
+    check_nemo_file(file)
     block = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
     block = None if block is None else read_comat_config(block)
     return block if block is not None and block.weight > 0 else None

@@ -122,6 +122,10 @@ def restore_to_finetune(cfg: DictConfig, trainer: Trainer | None = None) -> Mode
         a model of ours, in training mode, with its data.
     Raises:
         ConfigError: see `check_start`; also where the file's model is of no class that COMAT trains.
+    Examples:
+        >>> restore_to_finetune(OmegaConf.create({"init_from_nemo_model": "/no/model.nemo", "model": {}}))
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: init_from_nemo_model: /no/model.nemo does not exist; give a .nemo file.
     """
     model, given = _restore(cfg, trainer)
     for name, setup in (
@@ -139,7 +143,17 @@ def restore_to_finetune(cfg: DictConfig, trainer: Trainer | None = None) -> Mode
 
 
 def recogniser_tokenizer(cfg: DictConfig) -> object:
-    """The tokenizer with which a config that starts from a file will train."""
+    """The tokenizer with which a config that starts from a file will train.
+
+    Args:
+        cfg: as in `restore_to_finetune`.
+    Raises:
+        ConfigError: as in `restore_to_finetune`.
+    Examples:
+        >>> recogniser_tokenizer(OmegaConf.create({"init_from_nemo_model": "/no/model.nemo", "model": {}}))
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: init_from_nemo_model: /no/model.nemo does not exist; give a .nemo file.
+    """
     return _restore(cfg)[0]._text_tokenizer()
 
 
@@ -163,7 +177,12 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
 
 
 def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
-    """Path of the file, or of its unpacked folder, and what reads it."""
+    """Path of the file, or of its unpacked folder, and what reads it.
+
+    Examples:
+        >>> find_file(OmegaConf.create({"init_from_nemo_model": "model.nemo"}))[0]
+        'model.nemo'
+    """
     connector = FinetuneConnector()
     path = cfg.get("init_from_nemo_model")
     if path is None:
@@ -225,7 +244,15 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
 
 
 def change_labels(model: ModelPT, given: DictConfig) -> None:
-    """Gives the model the config's new tokenizer or labels, and a new decoder with them."""
+    """Gives the model the config's new tokenizer or labels, and a new decoder with them.
+
+    Examples:
+        >>> from unittest.mock import Mock
+        >>> model = Mock()
+        >>> change_labels(model, OmegaConf.create({"char_labels": {"update_labels": True, "labels": ["a", "b"]}}))
+        >>> model.change_vocabulary.call_args.kwargs, model.cfg.labels
+        ({'new_vocabulary': ['a', 'b']}, ['a', 'b'])
+    """
     tokenizer: Any = given.get("tokenizer") or {}
     labels: Any = given.get("char_labels") or {}
     if tokenizer.get("update_tokenizer"):
@@ -250,7 +277,17 @@ def adapter_class(target: str) -> str:
 
 
 def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
-    """Adds an adapter to the encoder and freezes all but it and the COMAT part, as NeMo's script does."""
+    """Adds an adapter to the encoder and freezes all but it and the COMAT part, as NeMo's script does.
+
+    Raises:
+        ConfigError: the adapter's width is not given, and the encoder does not say it.
+    Examples:
+        >>> from types import SimpleNamespace as Stand
+        >>> adapter = OmegaConf.create({"adapter_name": "few", "in_features": None})
+        >>> train_adapter_alone(Stand(cfg=OmegaConf.create({"encoder": {}})), adapter)
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: model.adapter.in_features is missing; give the width of the encoder's blocks.
+    """
     adapter = adapter.copy()
     name = adapter.pop("adapter_name")
     if adapter.in_features is None:
@@ -268,7 +305,15 @@ def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
 
 
 def warn_of_frozen_encoder(model: ModelPT) -> None:
-    """Says that COMAT teaches nothing where the encoder is frozen to the end."""
+    """Says that COMAT teaches nothing where the encoder is frozen to the end.
+
+    Examples:
+        >>> from unittest.mock import Mock, patch
+        >>> model = Mock(cfg={"freeze_updates": {"enabled": True, "modules": {"encoder": -1}}})
+        >>> with patch.object(logging, "warning", lambda sentence: print(sentence.partition(":")[0])):
+        ...     warn_of_frozen_encoder(model)
+        model.freeze_updates freezes the encoder to the end
+    """
     freezing = model.cfg.get("freeze_updates") or {}
     if model.comat is not None and freezing.get("enabled") and freezing.get("modules", {}).get("encoder") == -1:
         logging.warning(

@@ -61,6 +61,12 @@ def training_texts(model: Any, most: int) -> Iterator[str]:
         model: with `ComatMixin`, whose training data are set up. most: int.
     Yields:
         str: of a plain manifest texts spread evenly over it, else those of the first batches.
+    Examples:
+        >>> from types import SimpleNamespace as Stand
+        >>> rows = [Stand(text_raw=text) for text in ("one", "two", "three")]
+        >>> reader = Stand(manifest_processor=Stand(collection=rows))
+        >>> list(training_texts(Stand(_train_dl=Stand(dataset=reader), _reads_manifest=True), most=2))
+        ['one', 'three']
     """
     reader = reader_of(model._train_dl)
     collection = getattr(getattr(reader, "manifest_processor", None), "collection", None)

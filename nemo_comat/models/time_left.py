@@ -54,6 +54,12 @@ def batches_left(trainer: Any) -> int | None:
 
     Args:
         trainer: Lightning's Trainer, while it trains.
+    Examples:
+        >>> from unittest.mock import Mock
+        >>> trainer = Mock(max_epochs=3, max_steps=-1, num_training_batches=10, current_epoch=1)
+        >>> trainer.fit_loop.epoch_loop.batch_progress.current.ready = 4
+        >>> batches_left(trainer)
+        16
     """
     loop = trainer.fit_loop
     done = loop.epoch_loop.batch_progress.current.ready

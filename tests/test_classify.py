@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nemo_comat import transfer_loss
 from nemo_comat.transfer import classify_tokens
-from nemo_comat.transfer.classify import candidate_ids
+from nemo_comat.transfer.vocabulary import candidate_ids
 
 
 def given(tokens=4, words=50, width=8):
@@ -48,6 +48,28 @@ def test_candidates_are_the_words_of_the_batch_and_what_is_drawn():
     assert found[~again].tolist() == [1, 3, 7] and found.shape == (6,)
     one, two, other = (candidate_ids(ids, mask, 1000, 40, seed)[0] for seed in (5, 5, 6))
     assert one.equal(two) and not one.equal(other)
+
+
+# fewer candidates than words, and more, of which each counts once
+@pytest.mark.parametrize("words", [1000, 30])
+def test_candidates_are_the_classes(words):
+    student, ids, mask, table = given(words=words)
+    mask[1, 2:] = False
+    found, again = candidate_ids(ids, mask, words, 30, 9)
+    assert (len(found) < words) == (words == 1000)
+    chosen = found[~again]
+    cosines = F.cosine_similarity(student[:, :, None], table[chosen], dim=-1) / 0.1
+    own = F.cosine_similarity(student, table[ids], dim=-1) / 0.1
+    loss = classify_tokens(student, ids, mask, table, negatives=30, seed=9)
+    torch.testing.assert_close(loss[mask], (cosines.logsumexp(-1) - own)[mask], rtol=1e-4, atol=1e-4)
+    assert (loss[~mask] == 0).all()
+
+
+def test_a_batch_without_tokens_costs_nothing():
+    student, ids, mask, table = given()
+    loss = classify_tokens(student, ids, torch.zeros_like(mask), table, negatives=0)
+    loss.sum().backward()
+    assert (loss == 0).all() and (student.grad == 0).all()
 
 
 @pytest.mark.parametrize("negatives", [None, 10])

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_comat import transfer_loss
-from nemo_comat.transfer import distribution, token_divergence
-from nemo_comat.transfer.classify import candidate_ids
+from nemo_comat.transfer import token_divergence, vocabulary
+from nemo_comat.transfer.vocabulary import candidate_ids
 
 
 def given(tokens=4, words=50, width=8, top=5):
@@ -45,9 +45,9 @@ def test_by_hand():
     torch.testing.assert_close(first, torch.log(total / torch.e)[None, None])
 
 
-@pytest.mark.parametrize("together", [distribution.TOGETHER, 7])
+@pytest.mark.parametrize("together", [vocabulary.TOGETHER, 7])
 def test_value_and_gradient_are_those_of_the_definition(together, monkeypatch):
-    monkeypatch.setattr(distribution, "TOGETHER", together)
+    monkeypatch.setattr(vocabulary, "TOGETHER", together)
     student, predicted, mask, table = given()
     weight = torch.rand(2, 4)
     found = token_divergence(student, predicted, mask, table, temperature=0.3)
@@ -142,7 +142,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_logits_of_a_large_vocabulary_are_never_there_at_once(monkeypatch):
-    monkeypatch.setattr(distribution, "TOGETHER", 500)
+    monkeypatch.setattr(vocabulary, "TOGETHER", 500)
     student, predicted, mask, table = given(tokens=10, words=4000, width=2)
     with Largest() as largest:
         token_divergence(student, predicted, mask, table).sum().backward()

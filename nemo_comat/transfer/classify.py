@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nemo_comat.transfer.vocabulary import candidates, log_sum_exp
+
 
 def classify_tokens(
     student: Tensor,
@@ -27,7 +29,7 @@ def classify_tokens(
             None takes the whole vocabulary.
         seed: of the draw; equal seeds draw equal ids.
     Returns:
-        [B, N] float32; what the mask hides has a value that means nothing.
+        [B, N] float32; 0 for what the mask hides.
     Source: ours; the candidates after sampled softmax, arXiv 1412.2007, without its correction.
     Examples:
         >>> student, table = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -36,33 +38,7 @@ def classify_tokens(
     """
     student, table = F.normalize(student.float(), dim=-1), table.detach()
     token_id = token_id.clamp(0, len(table) - 1)
-    if negatives is None:
-        logits = student @ F.normalize(table.float(), dim=-1).T / temperature
-        own = logits.gather(2, token_id[..., None])[..., 0]
-        return logits.logsumexp(2) - own
     own = (student * F.normalize(table[token_id].float(), dim=-1)).sum(-1) / temperature
-    candidates, again = candidate_ids(token_id, mask, len(table), negatives, seed)
-    logits = student @ F.normalize(table[candidates].float(), dim=-1).T / temperature
-    # the own token is counted apart, and an id that was drawn twice once
-    out = again | (candidates == token_id[..., None])
-    others = logits.masked_fill(out, float("-inf")).logsumexp(2)
-    return torch.logaddexp(own, others) - own
-
-
-def candidate_ids(token_id: Tensor, mask: Tensor, size: int, negatives: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ids of the batch's tokens, and ids drawn from the vocabulary; shapes depend on shapes alone.
-
-    Args:
-        token_id: [B, N]. mask: [B, N] bool. size: V. negatives: ids to draw. seed: of the draw.
-    Returns:
-        [B * N + negatives] int64, sorted; and bool of the same shape, True = a padding or a repeated id.
-    Examples:
-        >>> ids, again = candidate_ids(torch.tensor([[3, 3, 9]]), torch.tensor([[True, True, False]]), 10, 0, 0)
-        >>> ids[~again]
-        tensor([3])
-    """
-    device = token_id.device
-    drawn = torch.randint(size, (negatives,), generator=torch.Generator(device).manual_seed(seed), device=device)
-    ids = torch.cat([torch.where(mask, token_id, -1).flatten(), drawn]).sort().values
-    again = F.pad(ids[1:] == ids[:-1], (1, 0)) | (ids < 0)
-    return ids.clamp(min=0), again
+    # a token that counts is one of them
+    rows, out = candidates(token_id, mask, table, negatives, seed)
+    return torch.where(mask, log_sum_exp(student, rows, out, temperature) - own, 0)

@@ -3,12 +3,8 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from nemo_comat.transfer.classify import candidate_ids
-
-# rows of the table whose logits are in memory at a time
-TOGETHER = 16384
+from nemo_comat.transfer.vocabulary import candidates, log_sum_exp
 
 
 def token_divergence(
@@ -54,10 +50,8 @@ def token_divergence(
         share = torch.where(known, share / total, 0)
         # cosines are linear in the table's rows, so the mean of logits under p is the logit of their mean
         expected = (student * _mean_rows(token_id, share, table)).sum(-1) / temperature
-        out = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        if negatives is not None:
-            table, out = _candidates(token_id, share > 0, table, negatives, seed)
-        divergence = torch.xlogy(share, share).sum(-1) - expected + _log_sum(student, table, out, temperature)
+        rows, out = candidates(token_id, share > 0, table, negatives, seed)
+        divergence = torch.xlogy(share, share).sum(-1) - expected + log_sum_exp(student, rows, out, temperature)
         return torch.where(known[..., 0], divergence, 0)
 
 
@@ -67,31 +61,3 @@ def _mean_rows(token_id: Tensor, share: Tensor, table: Tensor) -> Tensor:
     weight = (share / length[token_id]).flatten(0, 1).to(table.dtype)
     mean = F.embedding_bag(token_id.flatten(0, 1), table, per_sample_weights=weight, mode="sum")
     return mean.view(*token_id.shape[:2], table.shape[1]).float()
-
-
-def _candidates(token_id: Tensor, counts: Tensor, table: Tensor, negatives: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the table [C, D] for q, and which of them stay out of it, bool [C]; C depends on shapes alone."""
-    ids, out = candidate_ids(token_id, counts, len(table), negatives, seed)
-    if len(ids) < len(table):
-        return table[ids], out
-    # what is out goes to a bin of its own, which is cut off
-    chosen = torch.zeros(len(table) + 1, dtype=torch.bool, device=table.device)
-    return table, ~chosen.index_fill(0, torch.where(out, len(table), ids), True)[:-1]
-
-
-def _log_sum(student: Tensor, table: Tensor, out: Tensor, temperature: float) -> Tensor:
-    """[B, N] log of the sum of exp(cosine / temperature) over the table's rows that are not out.
-
-    A part of the logits is made at a time, and again for the gradient: of 250,000 tokens they would take gigabytes.
-    """
-
-    def of_part(student: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-        """The same of some rows of the table."""
-        logits = student @ F.normalize(rows.float(), dim=-1).T / temperature
-        return logits.masked_fill(out, float("-inf")).logsumexp(-1)
-
-    parts = [
-        checkpoint(of_part, student, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(table.split(TOGETHER), out.split(TOGETHER))
-    ]
-    return torch.stack(parts).logsumexp(0)

@@ -99,6 +99,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         self._is_first_batch = True
         if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":
             self._teacher.check_predictions()
+        if self.comat is not None and self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
+            self._teacher.table(self.device)
         if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.number:
             keep_statistics(self)
         super().on_train_start()
@@ -273,8 +275,11 @@ def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -
     reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
     if (teacher is not None or block.consistency_weight) and reduction not in REDUCTIONS:
         raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+    # a file's block is complete: opening it needs no teacher
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim
+        if block.transfer.loss in VOCABULARY_LOSSES:
+            teacher.check_table()
     with open_dict(cfg):
         cfg.comat = block
     return teacher

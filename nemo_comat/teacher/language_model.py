@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -132,7 +132,8 @@ class Teacher:
         # by text and by where it was embedded, so that no stream reads what another is still at work on
         self._seen: OrderedDict[tuple[str, torch.device | torch.cuda.Stream], Embedded] = OrderedDict()
         self._seen_bytes = 0
-        self._table: Tensor | None = None
+        # and the device that it was asked for
+        self._table: tuple[torch.device, Tensor] | None = None
 
     @functools.cached_property
     def path(self) -> str:
@@ -197,9 +198,41 @@ class Teacher:
     @property
     def dim(self) -> int:
         """Width Dp of the embeddings; loads no weights."""
-        # ALBERT and ELECTRA have tables narrower than their layers
-        table = getattr(self.config, "embedding_size", None) if self.reads_table else None
-        return int(table or self.config.hidden_size)
+        return self.table_width if self.reads_table else int(self.config.hidden_size)
+
+    @functools.cached_property
+    def table_width(self) -> int:
+        """Width De of the table of word embeddings, narrower than the layers in some models; loads no weights.
+
+        Raises:
+            TeacherError: the model has no such table.
+        """
+        from transformers import AutoModel
+
+        _ = self.config
+        # built without values: what its config calls the table's width is each model's own affair
+        with torch.device("meta"), quiet_transformers(bars=False):
+            return int(self._table_of(lambda: AutoModel.from_config(self._whole_config)).shape[1])
+
+    def check_table(self) -> None:
+        """Raises TeacherError where `table` would for what the model's config says; loads no weights."""
+        if self.table_width != self.dim:
+            raise TeacherError(
+                f"Teacher {self.name!r}: its table of word embeddings has width {self.table_width}, its layers "
+                f"{self.dim}, so its tokens cannot be classes; set model.comat.teacher.layers={TABLE}, or "
+                "model.comat.transfer.loss=cosine."
+            )
+
+    def _table_of(self, whole: Callable[[], Any]) -> Tensor:
+        """The weights [V, De] of a model's table of word embeddings."""
+        try:
+            weight: Tensor = whole().get_input_embeddings().weight
+        except Exception as error:  # of the model's own code
+            raise TeacherError(
+                f"Teacher {self.name!r} has no table of word embeddings ({type(error).__name__}: {error}); set "
+                "model.comat.transfer.loss=cosine and model.comat.teacher.layers=0, or choose another teacher."
+            ) from error
+        return weight
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -416,18 +449,13 @@ class Teacher:
         Args:
             device: torch.device.
         Raises:
-            TeacherError: the model has no such table, or one narrower than the embeddings that it is to stand beside.
+            TeacherError: as `check_table`.
         """
-        if self._table is None or self._table.device != device:
-            with self._as_teacher_error(self.model, "its table of word embeddings"):
-                table = self._whole.get_input_embeddings().weight
-            if table.shape[1] != self.dim:
-                raise TeacherError(
-                    f"Teacher {self.name!r}: its table of word embeddings has width {table.shape[1]}, its layers "
-                    f"{self.dim}; set model.comat.teacher.layers={TABLE}, or another model.comat.transfer.loss."
-                )
-            self._table = table.detach().to(device, torch.float32)
-        return self._table
+        if self._table is None or self._table[0] != device:
+            self.check_table()
+            whole = self._whole
+            self._table = device, self._table_of(lambda: whole).detach().to(device, torch.float32)
+        return self._table[1]
 
     def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TeacherOutput:
         """Embeds a batch of texts; equal texts are embedded once, and texts seen lately not again.

@@ -47,6 +47,23 @@ def test_cached_equals_live_within_float16_and_loads_no_weights(cache, teacher, 
         assert getattr(out, name).equal(getattr(live, name)) and getattr(out, name).dtype == getattr(live, name).dtype
 
 
+def test_the_table_is_read_from_the_cache(cache, teacher, monkeypatch):
+    live = teacher.table(torch.device("cpu"))
+    cold = CachedTeacher(Teacher(NAME, max_length=9), cache)
+    table = cold.table(torch.device("cpu"))
+    assert "model" not in vars(cold.teacher) and table.dtype == torch.float32
+    torch.testing.assert_close(table, live, rtol=2**-10, atol=1e-6)
+    assert cold.table(torch.device("cpu")) is table
+
+
+def test_a_cache_of_before_has_no_table_until_it_is_written_again(cache, teacher):
+    (cache / "table.safetensors").unlink()
+    before = CachedTeacher(Teacher(NAME, max_length=9), cache)
+    assert before.table(torch.device("cpu")).equal(teacher.table(torch.device("cpu")))
+    assert sum(write_cache(cache, teacher, TEXTS)) == len(TEXTS)
+    assert TeacherCache(cache).table().shape == (30522, 384)
+
+
 def test_only_empty_texts(cache, teacher):
     out = CachedTeacher(teacher, cache).encode(["", ""])
     assert out.embeddings.shape == (2, 1, 384) and out.text_len.tolist() == [0, 0]

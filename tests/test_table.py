@@ -6,7 +6,7 @@ import torch
 from test_head import save
 from transformers import AutoModel
 
-from nemo_comat import Teacher, TeacherError
+from nemo_comat import Teacher, TeacherError, write_cache
 
 # each names the table's width in its own way; the layers have 16
 NARROW = {
@@ -42,6 +42,12 @@ def test_a_narrow_table_is_no_class_for_the_layers(tmp_path, family):
     for ask in (teacher.check_table, lambda: teacher.table(torch.device("cpu"))):
         with pytest.raises(TeacherError, match="width 8, its layers 16, so .*layers=table, or .*loss=cosine"):
             ask()
+
+
+def test_a_narrow_table_is_not_cached(tmp_path):
+    teacher = Teacher(save(tmp_path / "model", "albert", AutoModel))
+    assert list(write_cache(tmp_path / "cache", teacher, ["the dog"])) == [1]
+    assert not (tmp_path / "cache" / "table.safetensors").exists()
 
 
 def test_no_weights_are_read_for_the_width(tmp_path):

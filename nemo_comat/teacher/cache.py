@@ -1,7 +1,8 @@
 """The teacher's embeddings of known texts on disk: a folder of safetensors files that are mapped into memory, not read.
 
 `shard-*.safetensors` hold a few thousand texts each, as float16 rows; `index.safetensors` says by a hash of the text in
-which shard and row it is. Both name the teacher that wrote them. examples/cache_teacher.py makes such a folder.
+which shard and row it is; `table.safetensors` holds the table of word embeddings, which some transfer losses read. All
+name the teacher that wrote them. examples/cache_teacher.py makes such a folder.
 """
 
 import functools
@@ -25,6 +26,7 @@ from nemo_comat.teacher.language_model import Embedded, Teacher, TeacherError, T
 
 FORMAT = 1
 INDEX = "index.safetensors"
+TABLE_FILE = "table.safetensors"
 # a shard's tensors of what the language model expects, where it has them
 PREDICTED = ("predicted_id", "predicted")
 Missing = Literal["encode", "error"]
@@ -110,6 +112,15 @@ class TeacherCache:
             row = self._read(*place)
             if not row.too_long:
                 yield row.vectors
+
+    def table(self) -> Tensor | None:
+        """The table of word embeddings, float16 [V, De] mapped from the file; None in a cache that has none."""
+        if not (self.folder / TABLE_FILE).exists():
+            return None
+        file, metadata = _open(self.folder / TABLE_FILE, self.folder)
+        refuse_another(json.loads(metadata["teacher"]), self.description, self.folder)
+        table: Tensor = file.get_tensor("table")
+        return table
 
     def _read(self, shard: int, row: int) -> CachedText:
         if shard not in self._open_shards:
@@ -242,6 +253,24 @@ def write_cache(
             number, waiting = number + 1, {}
     if waiting:
         yield from _write_shard(folder / _shard_name(rank, number), teacher, waiting, device, batch_tokens)
+    if rank == 0:
+        _write_table(folder / TABLE_FILE, teacher)
+
+
+def _write_table(path: Path, teacher: Teacher) -> None:
+    """Writes the teacher's table, unless it is there or no transfer loss could read it."""
+    if path.exists():
+        return
+    try:
+        table = teacher.table(torch.device("cpu"))
+    except TeacherError:
+        return
+    _save({"table": _as_float16(table)}, path, teacher.description)
+
+
+def _as_float16(vectors: Tensor) -> Tensor:
+    most = torch.finfo(torch.float16).max
+    return vectors.clamp(-most, most).to("cpu", torch.float16)
 
 
 def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
@@ -267,10 +296,9 @@ def _write_shard(
             yield len(rows) - counted
             counted = len(rows)
         rows += teacher.embed(batch, device)
-    most = torch.finfo(torch.float16).max
     lengths = torch.tensor([0] + [len(row.token_id) for row in rows])
     tensors = {
-        "embeddings": torch.cat([row.vectors.clamp(-most, most).to("cpu", torch.float16) for row in rows]),
+        "embeddings": torch.cat([_as_float16(row.vectors) for row in rows]),
         "token_id": torch.cat([row.token_id for row in rows]).int(),
         "start": lengths.cumsum(0),
         "too_long": torch.tensor([row.too_long for row in rows]),
@@ -363,6 +391,7 @@ class CachedTeacher:
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
         self.teacher, self.folder, self.missing = teacher, cache, missing
+        self._table: tuple[torch.device, Tensor] | None = None
 
     @functools.cached_property
     def cache(self) -> TeacherCache:
@@ -398,8 +427,16 @@ class CachedTeacher:
         return self.teacher.word_indices(texts)
 
     def table(self, device: torch.device) -> Tensor:
-        """As `Teacher.table`; loads the teacher's weights."""
-        return self.teacher.table(device)
+        """As `Teacher.table`, from the cache; loads the teacher's weights where a cache of before has no table."""
+        if self._table is None or self._table[0] != device:
+            found = self.cache.table()
+            table = self.teacher.table(device) if found is None else found.to(device, torch.float32)
+            self._table = device, table
+        return self._table[1]
+
+    def check_table(self) -> None:
+        """As `Teacher.check_table`."""
+        self.teacher.check_table()
 
     def check_predictions(self) -> None:
         """Raises TeacherError where the cache has no probabilities of tokens, or fewer than are asked for."""

@@ -13,7 +13,7 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector, Teacher
+from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector, ConfigError, Teacher
 
 OUTSIDER = """
 import sys
@@ -173,6 +173,16 @@ def test_resume_and_checkpoints_of_exp_manager(small_cfg, tmp_path):
     assert same_weights(loaded, first) and loaded.cfg.comat.projection.dim == 384
     trainer, _ = fit(small_cfg, tmp_path, steps=5)
     assert trainer.global_step == 5 and trainer.ckpt_path is not None
+
+
+def test_a_checkpoint_of_another_comat_block_is_not_gone_on_from(small_cfg, tmp_path):
+    fit(small_cfg, tmp_path, steps=2)
+    context, plain = small_cfg.copy(), small_cfg.copy()
+    context.comat.context.layers, plain.comat.weight = 1, 0
+    with pytest.raises(ConfigError, match="another comat block: it lacks comat.context.* and more; give the comat"):
+        fit(context, tmp_path, steps=5)
+    with pytest.raises(ConfigError, match="another comat block: it has comat.projection"):
+        fit(plain, tmp_path, steps=5)
 
 
 def test_a_class_of_the_users_own_is_saved_as_nemos():

@@ -128,6 +128,15 @@ def test_a_dual_file_keeps_its_comat_part_where_it_fits(finetune, trained, tmp_p
     assert sum("begins anew" in text for text in said) == 1
     assert all(before[key].equal(value) for key, value in learnt.items() if not key.startswith("comat."))
     assert logged[0]["train_quantity_loss"] > 0
+    # a context is new, and what was learnt of the rest stays
+    model, before, logged = finetune(f"{tmp_path}/dual.nemo", "model.comat.context.layers=1", steps=1)
+    assert all(before[key].equal(value) for key, value in learnt.items())
+    assert sum("begins anew" in text for text in said) == 1 and any("no context network" in text for text in said)
+    model.save_to(str(tmp_path / "context.nemo"))
+    learnt_there = weights(model)
+    _, before, _ = finetune(f"{tmp_path}/context.nemo", "model.comat.context.layers=2", steps=0)
+    assert sum("context network is not of this" in text for text in said) == 1
+    assert all(before[key].equal(value) for key, value in learnt_there.items() if not key.startswith("comat.context."))
     model, _, logged = finetune(f"{tmp_path}/dual.nemo", "model.comat.weight=0", steps=1)
     assert model.comat is None and "train_transfer_loss" not in logged[0]
 

@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
+from torch import Tensor
 
+from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import COMAT_PREFIX, with_comat
 from nemo_comat.models.host import Host
 from nemo_comat.models.safe_load import check_checkpoint
@@ -14,6 +18,43 @@ FEEDBACK_PREFIX = "nemo_comat_feedback."
 # statistics of the teacher's vectors, which a model has where its config asks for them
 STATISTICS_PREFIX = f"{COMAT_PREFIX}normalize."
 CONTEXT_PREFIX = f"{COMAT_PREFIX}context."
+
+
+# what is trained of ours
+OURS = (COMAT_PREFIX, FEEDBACK_PREFIX)
+
+
+def refuse_another_part(mine: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> None:
+    """Raises where a checkpoint's weights of our part are not those that a model trains.
+
+    Args:
+        mine: shapes of the model's weights by name. state_dict: the checkpoint's.
+    Raises:
+        ConfigError: names some that differ.
+    Examples:
+        >>> refuse_another_part({"comat.w": torch.Size([2])}, {"comat.w": torch.zeros(2), "encoder.w": torch.zeros(3)})
+        >>> refuse_another_part({"comat.w": torch.Size([2])}, {"encoder.w": torch.zeros(3)})
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: The checkpoint to go on from has another comat block: it lacks comat.w; ...
+    """
+    # statistics are no weights
+    theirs = {
+        name: value.shape
+        for name, value in state_dict.items()
+        if name.startswith(OURS) and not name.startswith(STATISTICS_PREFIX)
+    }
+    named = {
+        "it lacks": sorted(mine.keys() - theirs.keys()),
+        "it has": sorted(theirs.keys() - mine.keys()),
+        "it has another shape of": sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]),
+    }
+    said = [f"{what} {', '.join(names[:2])}{' and more' * (len(names) > 2)}" for what, names in named.items() if names]
+    if said:
+        raise ConfigError(
+            f"The checkpoint to go on from has another comat block: {'; '.join(said)}; give the comat block of then, "
+            "or begin anew: exp_manager.resume_if_exists=false in another folder, with +init_from_ptl_ckpt=FILE for its "
+            "weights."
+        )
 
 
 def _as_ours(
@@ -70,6 +111,18 @@ class SavingMixin(Host):
         # a model without feedback refuses weights with it: they would say something else there
         state_dict = _as_ours(state_dict, ours, FEEDBACK_PREFIX, "These weights have no feedback: it begins as none.")
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As NeMo's; where training is to go on, our part must be the one that the optimizer's state is of.
+
+        Raises:
+            ConfigError: the checkpoint's comat block gave our part other weights.
+        """
+        super().on_load_checkpoint(checkpoint)
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and checkpoint.get("optimizer_states"):
+            mine = {name: weight.shape for name, weight in self.named_parameters() if name.startswith(OURS)}
+            refuse_another_part(mine, checkpoint["state_dict"])
 
     def save_to(self, save_path: str) -> None:
         """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
-from machine import where
+from machine import the_device, where
 from nemo.utils import logging
 from step_arms import RANDOM_TEACHER, SIZES
 from step_measure import measure, prepare
@@ -64,7 +64,7 @@ def read_options(arguments):
     parser.add_argument("--manifest", help="durations and texts to draw from, each text once; without it, made up")
     parser.add_argument("--seconds", nargs=2, type=float, default=[2, 16.7], help="least and most of made-up durations")
     parser.add_argument("--tokenizer", type=Path, default=CORPUS / "tokenizer", help="folder of tokenizer.model")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=the_device)
     parser.add_argument("--threads", type=int, help="of torch on a CPU")
     parser.add_argument("--memory", action="store_true", help="on a CPU, measure memory too")
     parser.add_argument("--sweep", action="store_true", help="how the time of ours grows with its sizes")

@@ -240,7 +240,7 @@ def _check_values(cfg: DictConfig) -> None:
     if cfg.transfer.loss in VOCABULARY_LOSSES and cfg.teacher.units == "word":
         raise ConfigError(
             f"model.comat.transfer.loss={cfg.transfer.loss} names tokens of the teacher's vocabulary, which has no "
-            "words; set model.comat.teacher.units=token."
+            "words; set model.comat.teacher.units=token, or model.comat.transfer.loss=cosine."
         )
     _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
     _at_least(cfg.transfer.top_k, 1, "transfer.top_k")

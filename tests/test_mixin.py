@@ -489,7 +489,7 @@ def test_segments_in_context_train(small_cfg):
     grads = next(c for c in model.trainer.callbacks if isinstance(c, Recorder)).grads
     ours = {f"comat.context.{key}" for key, _ in model.comat.context.named_parameters()}
     assert ours <= set(grads) and all(grads[key].isfinite().all() and grads[key].any() for key in ours)
-    assert "in context (1 transformer layers of 4 heads, 0.15 of the segments masked), 1 - cosine" in describe(model)
+    assert "in context (1 transformer layer of 4 heads, 0.15 of the segments masked), 1 - cosine" in describe(model)
 
 
 def test_context_is_kept_in_files_and_stripped_from_the_plain_model(small_cfg, tmp_path):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_comat import CompressAlignTransfer
 from nemo_comat.teacher import TeacherOutput
 
-B, T, D, U, N, V, DIM = 3, 20, 8, 6, 4, 11, 12
+B, T, D, U, N, V, DIM, WORDS, K = 3, 20, 8, 6, 4, 11, 12, 40, 2
 FORMS = [
     ({"labels": labels, "blanks": blanks, "pool": pool}, {}, {})
     for labels in ("forced", "greedy")
@@ -25,6 +25,9 @@ FORMS = [
     ({"method": "attention", "heads": 2}, {"method": "one_to_one"}, {"loss": "mse"}),
     ({"method": "none"}, {"method": "sinkhorn"}, {}),
     ({"method": "none"}, {}, {}),
+    ({}, {}, {"loss": "classify", "negatives": 5}),
+    ({}, {}, {"loss": "classify"}),
+    ({}, {}, {"loss": "distribution", "negatives": 5}),
 ]
 
 
@@ -44,11 +47,27 @@ class Copies(TorchDispatchMode):
         return result
 
 
-def one_step(compress, align, transfer):
+class NoGenerator:
+    """In place of PyTorch's, whose seed is set on the host."""
+
+    def __init__(self, device):
+        pass
+
+    def manual_seed(self, seed):
+        """None, with which PyTorch draws from its own."""
+
+
+def one_step(compress, align, transfer, context_layers=0):
     """The module and a call of its loss, what is logged of it, and backward."""
     there = dict(device="meta")
     comat = CompressAlignTransfer(
-        D, V - 1, compress=compress, align={"backend": "torch", **align}, projection={"dim": DIM}, transfer=transfer
+        D,
+        V - 1,
+        compress=compress,
+        align={"backend": "torch", **align},
+        projection={"dim": DIM},
+        transfer=transfer,
+        context={"layers": context_layers},
     ).to("meta")
     hidden = torch.randn(B, T, D, requires_grad=True, **there)
     log_probs = torch.randn(B, T, V, requires_grad=True, **there)
@@ -58,6 +77,8 @@ def one_step(compress, align, transfer):
         text_len,
         torch.zeros(B, N, dtype=torch.int64, **there),
         torch.zeros(B, dtype=torch.bool, **there),
+        table=torch.randn(WORDS, DIM, **there),
+        predicted=(torch.zeros(B, N, K, dtype=torch.int64, **there), torch.rand(B, N, K, **there)),
     )
     targets = torch.zeros(B, U, dtype=torch.int64, **there)
 
@@ -69,11 +90,13 @@ def one_step(compress, align, transfer):
     return comat, step
 
 
+@pytest.mark.parametrize("context_layers", [0, 1])
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_loss_never_waits_for_the_device(form, monkeypatch):
-    # the meta device has none
+def test_the_loss_never_waits_for_the_device(form, context_layers, monkeypatch):
+    # the meta device has none of either
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
-    comat, call = one_step(*form)
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    comat, call = one_step(*form, context_layers)
     with Copies() as copies:
         call()
     assert not copies.seen

@@ -3,6 +3,7 @@
 It is a mixin, so that another CTC model of NeMo's becomes one of ours by inheriting it first.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -132,10 +133,10 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
         if self.consistency_weight:
             # the teacher was asked of each text once
-            output = self._comat_output(seen, twice(transcript), twice(transcript_len), two_answers(teacher))
+            output = self._comat_output(seen, twice(transcript), twice(transcript_len), two_answers(teacher), batch_nb)
             counted = first_view(output)
         else:
-            output = counted = self._comat_output(seen, transcript, transcript_len, teacher)
+            output = counted = self._comat_output(seen, transcript, transcript_len, teacher, batch_nb)
         if self._is_first_batch:
             self._is_first_batch = False
             for warning in first_batch_warnings(pending.texts, self._teacher, teacher, counted, bad_audio):
@@ -227,13 +228,19 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         return Pending(self._teacher, texts, device, add=with_what_the_loss_needs)
 
     def _comat_output(
-        self, seen: dict[str, Any], transcript: Tensor, transcript_len: Tensor, teacher: TeacherOutput
+        self,
+        seen: dict[str, Any],
+        transcript: Tensor,
+        transcript_len: Tensor,
+        teacher: TeacherOutput,
+        batch_nb: int | None = None,
     ) -> ComatOutput:
         encoded, encoded_len = seen["encoder"][:2]
         log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
         hidden = [encoded.transpose(1, 2) if layer is None else seen[f"layer {layer}"] for layer in self._layers]
-        # equal at equal steps, whether or not a run was stopped between
-        seed = 0 if self._trainer is None else self._trainer.global_step
+        # another for each process and batch, equal at equal steps, whether or not a run was stopped between
+        step = 0 if self._trainer is None else self._trainer.global_step
+        seed = 0 if batch_nb is None else seed_of(torch.initial_seed(), self.global_rank, step, batch_nb)
         # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
         comat = cast(CompressAlignTransfer, self.comat)
         return comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher, seed=seed)
@@ -264,6 +271,20 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
     def transcript_texts(self, transcript: Tensor, transcript_len: Tensor) -> list[str]:
         """Texts of a batch's transcripts [B, U] with lengths [B], as the recogniser gives them back: list of str."""
         return reference_texts(self._text_tokenizer(), transcript, transcript_len)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that differs where any of some numbers does, the same at each call.
+
+    Args:
+        numbers: int.
+    Returns:
+        int below 2 ** 56.
+    Examples:
+        >>> seed_of(1, 2) == seed_of(1, 2), seed_of(1, 2) == seed_of(2, 1)
+        (True, False)
+    """
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
 
 
 def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -> Teacher | CachedTeacher | None:

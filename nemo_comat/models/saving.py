@@ -52,8 +52,7 @@ def refuse_another_part(mine: Mapping[str, torch.Size], state_dict: Mapping[str,
     if said:
         raise ConfigError(
             f"The checkpoint to go on from has another comat block: {'; '.join(said)}; give the comat block of then, "
-            "or begin anew: exp_manager.resume_if_exists=false in another folder, with +init_from_ptl_ckpt=FILE for its "
-            "weights."
+            "or begin anew in another folder, with +init_from_ptl_ckpt=FILE for the weights."
         )
 
 

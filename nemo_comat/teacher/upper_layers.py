@@ -31,7 +31,7 @@ def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Call
     whole = read()
     for left in range(needed, min(needed + 2, depth)):
         for parent, name, layers in stacks:
-            setattr(parent, name, layers[:left])
+            setattr(parent, name, nn.ModuleList(list(layers)[:left]))
         if _reads_the_same(read, whole):
             return left
     for parent, name, layers in stacks:

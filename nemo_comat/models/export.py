@@ -82,14 +82,20 @@ def plain_model(file: PathLike) -> Any:
         Traceback (most recent call last):
         nemo_comat.models.export.ExportError: /no/model.nemo does not exist; give a .nemo file.
     """
-    check_nemo_file(file)
-    block = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
+    block = _block_in(file)
     if block is not None and block.get("feedback"):
         raise ExportError(
             f"{file} was trained with comat.feedback={block.feedback}, so it holds no plain CTC model; open it with "
             "nemo_comat, whose `export` writes ONNX and TorchScript of the whole."
         )
     return ASRModel.restore_from(str(file), map_location="cpu").eval()
+
+
+def _block_in(file: PathLike) -> DictConfig | None:
+    """The ``comat`` block in a file as it stands there."""
+    check_nemo_file(file)
+    block: DictConfig | None = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
+    return block
 
 
 def comat_block(file: PathLike) -> DictConfig | None:
@@ -106,8 +112,7 @@ def comat_block(file: PathLike) -> DictConfig | None:
         Traceback (most recent call last):
         nemo_comat.models.export.ExportError: /no/model.nemo does not exist; give a .nemo file.
     """
-    check_nemo_file(file)
-    block = ComatSaveRestoreConnector().read_config(str(file)).get("comat")
+    block = _block_in(file)
     block = None if block is None else read_comat_config(block)
     return block if block is not None and block.weight > 0 else None
 

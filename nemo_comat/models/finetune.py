@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
 from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
-from nemo_comat.models.saving import CONTEXT_PREFIX, STATISTICS_PREFIX
+from nemo_comat.models.saving import CONTEXT_PREFIX, STATISTICS_PREFIX, shapes_of
 
 # a class of NeMo's, and ours for files of it; the first that fits is taken
 CLASSES = {
@@ -39,17 +39,11 @@ class FinetuneConnector(ComatSaveRestoreConnector):
         # the context and the statistics may be on one side alone, which loading sees to
         apart = (CONTEXT_PREFIX, STATISTICS_PREFIX)
         for what, prefix, without in (("COMAT part", COMAT_PREFIX, apart), ("context network", CONTEXT_PREFIX, ())):
-            shapes = [_shapes(weights, prefix, without) for weights in (own, state_dict)]
+            shapes = [shapes_of(weights, prefix, without) for weights in (own, state_dict)]
             if all(shapes) and shapes[0] != shapes[1]:
                 logging.info(f"The file's {what} is not of this comat block's shape: it begins anew.")
                 state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
         super().load_instance_with_state_dict(instance, state_dict, strict)
-
-
-def _shapes(weights: Mapping[str, Any], prefix: str, without: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        key: value.shape for key, value in weights.items() if key.startswith(prefix) and not key.startswith(without)
-    }
 
 
 def starts_from_file(cfg: DictConfig) -> bool:

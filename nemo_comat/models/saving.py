@@ -24,6 +24,24 @@ CONTEXT_PREFIX = f"{COMAT_PREFIX}context."
 OURS = (COMAT_PREFIX, FEEDBACK_PREFIX)
 
 
+def shapes_of(
+    weights: Mapping[str, Tensor], prefix: str | tuple[str, ...], without: str | tuple[str, ...] = ()
+) -> dict[str, torch.Size]:
+    """Shapes by name of the weights whose names begin with a prefix, and with none of others.
+
+    Args:
+        weights: by name. prefix, without: one or several.
+    Examples:
+        >>> shapes_of({"comat.w": torch.zeros(2), "encoder.w": torch.zeros(3)}, "comat.")
+        {'comat.w': torch.Size([2])}
+    """
+    return {
+        name: weight.shape
+        for name, weight in weights.items()
+        if name.startswith(prefix) and not name.startswith(without)
+    }
+
+
 def refuse_another_part(mine: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> None:
     """Raises where a checkpoint's weights of our part are not those that a model trains.
 
@@ -37,12 +55,7 @@ def refuse_another_part(mine: Mapping[str, torch.Size], state_dict: Mapping[str,
         Traceback (most recent call last):
         nemo_comat.config.ConfigError: The checkpoint to go on from has another comat block: it lacks comat.w; ...
     """
-    # statistics are no weights
-    theirs = {
-        name: value.shape
-        for name, value in state_dict.items()
-        if name.startswith(OURS) and not name.startswith(STATISTICS_PREFIX)
-    }
+    theirs = shapes_of(state_dict, OURS, without=STATISTICS_PREFIX)  # statistics are no weights
     named = {
         "it lacks": sorted(mine.keys() - theirs.keys()),
         "it has": sorted(theirs.keys() - mine.keys()),
@@ -120,8 +133,7 @@ class SavingMixin(Host):
         super().on_load_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING and checkpoint.get("optimizer_states"):
-            mine = {name: weight.shape for name, weight in self.named_parameters() if name.startswith(OURS)}
-            refuse_another_part(mine, checkpoint["state_dict"])
+            refuse_another_part(shapes_of(dict(self.named_parameters()), OURS), checkpoint["state_dict"])
 
     def save_to(self, save_path: str) -> None:
         """As NeMo's, as a dual ``.nemo``, whichever connector the model was given meanwhile."""

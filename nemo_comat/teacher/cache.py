@@ -262,6 +262,7 @@ def _write_table(path: Path, teacher: Teacher) -> None:
     if path.exists():
         return
     try:
+        teacher.check_table()  # which loads no weights to say no
         table = teacher.table(torch.device("cpu"))
     except TeacherError:
         return

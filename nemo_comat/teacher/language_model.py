@@ -216,9 +216,12 @@ class Teacher:
 
     def check_table(self) -> None:
         """Raises TeacherError where `table` would for what the model's config says; loads no weights."""
-        if self.table_width != self.dim:
+        self._refuse_width(self.table_width)
+
+    def _refuse_width(self, width: int) -> None:
+        if width != self.dim:
             raise TeacherError(
-                f"Teacher {self.name!r}: its table of word embeddings has width {self.table_width}, its layers "
+                f"Teacher {self.name!r}: its table of word embeddings has width {width}, its layers "
                 f"{self.dim}, so its tokens cannot be classes; set model.comat.teacher.layers={TABLE}, or "
                 "model.comat.transfer.loss=cosine."
             )
@@ -452,9 +455,10 @@ class Teacher:
             TeacherError: as `check_table`.
         """
         if self._table is None or self._table[0] != device:
-            self.check_table()
             whole = self._whole
-            self._table = device, self._table_of(lambda: whole).detach().to(device, torch.float32)
+            table = self._table_of(lambda: whole)
+            self._refuse_width(table.shape[1])
+            self._table = device, table.detach().to(device, torch.float32)
         return self._table[1]
 
     def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TeacherOutput:

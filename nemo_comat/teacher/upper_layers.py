@@ -26,7 +26,7 @@ def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Call
         (1, 1)
     """
     stacks = outermost_stacks(model, depth)
-    if not stacks:
+    if not stacks or needed >= depth:
         return depth
     whole = read()
     for left in range(needed, min(needed + 2, depth)):

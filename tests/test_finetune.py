@@ -208,7 +208,7 @@ def test_an_adapter_is_trained_alone(finetune, trained, manifest, tmp_path):
 def test_characters_and_hybrid_models(finetune, base_cfg, tmp_path, theirs, ours, change):
     cfg = change(with_comat(copy.deepcopy(base_cfg.model), None))
     theirs(cfg=cfg).save_to(str(tmp_path / "m.nemo"))
-    model, _, logged = finetune(tmp_path / "m.nemo", steps=2)
+    model, _, logged = finetune(tmp_path / "m.nemo", f"model.train_ds.batch_size={cfg.train_ds.batch_size}", steps=2)
     assert type(model) is ours and all(step["train_active_fraction"] == 1 for step in logged)
 
 

@@ -23,6 +23,7 @@ def test_a_manifest_that_nemo_refuses_is_explained(hybrid_cfg, manifest, tmp_pat
 
 def test_a_hybrid_model_trains(hybrid_cfg):
     hybrid_cfg.optim.lr = 5e-3
+    hybrid_cfg.train_ds.update(batch_size=3, max_duration=2.3)  # the three short utterances, at each step
     model, logged = train(ComatHybridRNNTCTCModelBPE, hybrid_cfg, steps=6)
     _, plain = train(EncDecHybridRNNTCTCBPEModel, with_comat(hybrid_cfg, None), steps=1)
     for key in ("train_rnnt_loss", "train_ctc_loss"):

@@ -26,8 +26,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import librosa
 import soundfile
+import soxr
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -172,7 +172,7 @@ def at_speed(rows, speed):
         file = source.with_name(f"{source.stem}-{speed:g}.wav")
         if not file.exists():
             samples, rate = soundfile.read(source, dtype="float32")
-            faster = librosa.resample(samples, orig_sr=rate, target_sr=rate / speed, res_type="soxr_hq")
+            faster = soxr.resample(samples, rate, rate / speed)
             with written_beside(file) as part:
                 soundfile.write(part, faster, rate, subtype="PCM_16", format="WAV")
         return {**row, "audio_filepath": str(file), "duration": soundfile.info(file).duration}

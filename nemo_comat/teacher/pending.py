@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from nemo_comat.teacher.language_model import TeacherOutput
+from nemo_comat.teacher.output import TeacherOutput
 
 
 class Encodes(Protocol):

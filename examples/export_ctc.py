@@ -23,7 +23,8 @@ if __name__ == "__main__":
 from nemo.collections.asr.models import EncDecHybridRNNTCTCModel
 from nemo.utils import logging
 
-from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.models.card import model_card, read_word_error_rate
+from nemo_comat.models.export import ExportError, comat_block, plain_model
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 

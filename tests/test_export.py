@@ -16,7 +16,8 @@ from omegaconf import open_dict
 from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
-from nemo_comat.models.export import ExportError, comat_block, model_card, plain_model, read_word_error_rate
+from nemo_comat.models.card import model_card, read_word_error_rate
+from nemo_comat.models.export import ExportError, comat_block, plain_model
 from nemo_comat.output import OutputError
 
 ROOT = Path(__file__).resolve().parents[1]

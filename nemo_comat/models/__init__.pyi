@@ -1,5 +1,7 @@
 from nemo_comat.models.audio import cut_out as cut_out
 from nemo_comat.models.audio import read_audio as read_audio
+from nemo_comat.models.card import model_card as model_card
+from nemo_comat.models.card import read_word_error_rate as read_word_error_rate
 from nemo_comat.models.characters import CharacterTokenizer as CharacterTokenizer
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector as ComatSaveRestoreConnector
 from nemo_comat.models.ctc_bpe import ComatCTCModelBPE as ComatCTCModelBPE
@@ -7,9 +9,7 @@ from nemo_comat.models.ctc_characters import ComatCTCModel as ComatCTCModel
 from nemo_comat.models.export import ExportError as ExportError
 from nemo_comat.models.export import check_nemo_file as check_nemo_file
 from nemo_comat.models.export import comat_block as comat_block
-from nemo_comat.models.export import model_card as model_card
 from nemo_comat.models.export import plain_model as plain_model
-from nemo_comat.models.export import read_word_error_rate as read_word_error_rate
 from nemo_comat.models.finetune import check_start as check_start
 from nemo_comat.models.finetune import recogniser_tokenizer as recogniser_tokenizer
 from nemo_comat.models.finetune import restore_to_finetune as restore_to_finetune

@@ -27,12 +27,14 @@ import gradients  # noqa: E402
 import ngram  # noqa: E402
 import prepare  # noqa: E402
 import probe  # noqa: E402
+import records  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 import score  # noqa: E402
 import speak  # noqa: E402
 import step_time  # noqa: E402
 import train  # noqa: E402
+import word_errors  # noqa: E402
 
 from nemo_comat import Teacher  # noqa: E402
 from nemo_comat.views.plot import Alignment  # noqa: E402
@@ -360,11 +362,11 @@ def check_ngram(tmp_path, folder, data):
     (tmp_path / "one.arpa").write_text("".join(arpa))
     target, wers = ngram.score_with(folder, data, tmp_path / "one.arpa", alphas=[0.0, 100.0])
     rows = json.loads((folder / "dev.json").read_text())
-    assert wers[0.0] == report.rate(report.errors(rows))
+    assert wers[0.0] == word_errors.rate(word_errors.errors(rows))
     best = json.loads((target / "run.json").read_text())["language_model"]["alpha"]
     assert best == min(wers, key=wers.get) and target == tmp_path / "parts_ngram" / "seed1"
     kept = tmp_path / "kept"
-    report.keep(tmp_path, ["parts_ngram"], kept)
+    records.keep(tmp_path, ["parts_ngram"], kept)
     assert not list(kept.rglob("*.nemo")) and (kept / "parts_ngram" / "seed1" / "dev.json.gz").exists()
     assert report.report(kept) == report.report(tmp_path, ["parts_ngram"])
     # nothing of where the data lay
@@ -525,7 +527,7 @@ def test_the_reports_numbers_by_hand(tmp_path):
     scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])  # 1 + 1 + 2 of 10 words
     scored(tmp_path / "ctc" / "seed2", ["the cat sad", "on mat", "a dog ran far"])  # 1 + 1 + 0
     scored(tmp_path / "comat" / "seed1", ["the cat sat", "on the mat", "a dig ran far"])  # 0 + 0 + 1
-    runs = report.read_runs(tmp_path)
+    runs = records.read_runs(tmp_path, first=report.BASELINES)
     found = report.summary(runs)
     assert list(found) == ["ctc", "comat"]
     assert found["ctc"]["test_wer"] == pytest.approx({"mean": 0.3, "sd": 0.1 * 2**0.5, "seeds": 2})
@@ -536,10 +538,12 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
     assert found["comat"]["broken"] == [("dog", -1)]
     assert [row["val_wer"] for row in runs["ctc"][0]["history"]] == [0.8, 0.5]
-    (tmp_path / "train.json").write_text(json.dumps({"text": "the sat on mat a far"}) + "\n")
+    (tmp_path / "train.json").write_text(json.dumps({"text": 5 * "the " + "sat on mat a far"}) + "\n")
     text = report.report(tmp_path, data=tmp_path)
-    # cat, dog and ran are new: 6 occurrences in both ctc runs, of which ran was wrong once
-    assert "- ctc: 30 % of the test words are not in training; 17 % of them wrong, 36 % of others" in text
+    # of both ctc runs' 20 words 14 are right; cat, dog and ran are new: 6, of which ran was wrong once; "the" comes
+    # four times, and is wrong twice; of the other ten "sat" is wrong twice and "a" once
+    assert "| arm | right | added | never in training (30 %) | 1 to 4 times (50 %) | 5 to 19 times (20 %) |" in text
+    assert "| ctc | 70.0 % | 0.0 % | 83.3 % | 70.0 % | 50.0 % | 0.0 % | 0.0 % |" in text
     assert "| ctc | 2 | 30.0 ± 14.1 % |" in text and "3 utterances, 10 words" in text
     assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert "| ctc | 1 | 40.0 % | 40.0 % |" in report.report(tmp_path, seeds=[1])
@@ -584,14 +588,14 @@ def test_the_interval_covers_what_it_should():
     rng = np.random.default_rng(1)
     lengths = np.full(400, 10)
     same = np.stack([rng.binomial(10, 0.3, 400), lengths], 1)
-    assert report.paired_interval([same], [same]) == (0, 0, 0)
+    assert word_errors.paired_interval([same], [same]) == (0, 0, 0)
     # truly 20 % fewer errors: the interval holds it in about 95 of 100 draws of the utterances
     held = 0
     for _ in range(100):
         difficulty = rng.beta(2, 5, 400)
         theirs = np.stack([rng.binomial(10, difficulty), lengths], 1)
         ours = np.stack([rng.binomial(10, 0.8 * difficulty), lengths], 1)
-        change, low, high = report.paired_interval([ours], [theirs], draws=500)
+        change, low, high = word_errors.paired_interval([ours], [theirs], draws=500)
         assert low < change < high
         held += low < -0.2 < high
     assert 88 <= held <= 99

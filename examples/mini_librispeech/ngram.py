@@ -23,8 +23,8 @@ if __name__ == "__main__":
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
 from nemo.utils import logging
 from omegaconf import open_dict
-from report import errors, rate
 from score import checkpoint_of, transcribe, write_rows
+from word_errors import errors, rate
 
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.models.rows import ManifestError

@@ -9,15 +9,23 @@ and, with --data, to hear.
 """
 
 import argparse
-import gzip
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from statistics import mean, median, stdev
 
-import numpy as np
-from kaldialign import align, edit_distance
+from records import keep, read_runs
+from word_errors import (
+    FREQUENCIES,
+    added_words,
+    errors,
+    mended_and_broken,
+    paired_interval,
+    rate,
+    right_by_frequency,
+    right_words,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build_tokenizer import read_texts  # noqa: E402
@@ -26,141 +34,7 @@ from report_page import Page, chart, manifest_audio, some  # noqa: E402
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
 BASELINES = ("ctc", "interctc")
-GAP = "<gap>"
-# what a finished and scored run leaves that the report reads
-RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
-
-
-def record(folder, name):
-    """Path of a run's record, as it is or with .gz; None where it has neither."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
-
-
-def read_record(folder, name):
-    """Text of a run's record."""
-    path = record(folder, name)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        return file.read()
-
-
-def without_places(value):
-    """A run's settings with absolute paths cut to their last part: where files lay is the machine's business."""
-    if isinstance(value, dict):
-        return {key: without_places(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_places(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    key, equals, path = value.rpartition("=")
-    return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
-
-
-def keep(out, names, target, seeds=()):
-    """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
-
-    What target holds already of a run is written over: it is that run's record.
-    """
-    for folder in finished(out, names, seeds):
-        place = target / folder.parent.name / folder.name
-        for name in RECORDS:
-            source = record(folder, name)
-            content, packed = source.read_bytes(), source.suffix == ".gz"
-            if name == "run.json" and not packed:
-                content = (json.dumps(without_places(json.loads(content)), indent=1) + "\n").encode()
-            if not packed and name not in ("run.json", "history.jsonl"):
-                # without a time and a name, so that the same transcripts are the same bytes
-                content, packed = gzip.compress(content, mtime=0), True
-            with written_beside(place / (f"{name}.gz" if packed else name)) as file:
-                file.write_bytes(content)
-
-
-def finished(out, names=(), seeds=()):
-    """Folders of finished and scored runs, in the order of their names; of some names or seeds (numbers) only."""
-    wanted = {f"seed{seed}" for seed in seeds}
-    folders = [folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names]
-    folders = sorted(folder for folder in folders if not seeds or folder.name in wanted)
-    return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
-
-
-def read_runs(out, names=(), seeds=(), against=BASELINES):
-    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed.
-
-    Those of against, which the others are compared with, come first.
-    """
-    runs = defaultdict(list)
-    for folder in finished(out, names, seeds):
-        run = json.loads(read_record(folder, "run.json"))
-        steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
-        splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
-        runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
-    order = [*(name for name in against if name in runs), *(name for name in runs if name not in against)]
-    return {name: runs[name] for name in order}
-
-
-def errors(rows, units=str.split):
-    """[utterances, 2] edit errors and reference length in units: words, or characters by `list`."""
-    pairs = [(units(row["reference"]), units(row["transcript"])) for row in rows]
-    return np.array([(edit_distance(ref, hyp)["total"], len(ref)) for ref, hyp in pairs])
-
-
-def rate(counts):
-    """Errors over length of [utterances, 2] counts."""
-    return counts[:, 0].sum() / counts[:, 1].sum()
-
-
-def paired_interval(ours, theirs, draws=10000, seed=0):
-    """Relative change of an error rate, and its 95 % interval by a paired bootstrap over utterances.
-
-    Args:
-        ours, theirs: lists over seeds of [utterances, 2] counts of the same utterances.
-        draws: resamples. seed: of the resampling.
-    Returns:
-        (change, low, high); -0.1 is ten percent fewer errors. The seeds' mean counts are resampled: the interval speaks
-        of other utterances, not of other seeds.
-    Source: Bisani and Ney, ICASSP 2004.
-    """
-    a, b = (np.mean([counts[:, 0] for counts in side], axis=0) for side in (ours, theirs))
-    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
-    changes = a[picks].sum(1) / np.maximum(b[picks].sum(1), 1e-9) - 1
-    return (a.sum() / b.sum() - 1, *np.quantile(changes, (0.025, 0.975)))
-
-
-def word_pairs(rows):
-    """(reference word, what stands for it) of all scored rows, words that were put in left out."""
-    for row in rows:
-        pairs = align(row["reference"].split(), row["transcript"].split(), GAP)
-        yield from (pair for pair in pairs if pair[0] != GAP)
-
-
-def right_words(rows):
-    """Counter of reference words that were transcribed as they are."""
-    return Counter(ref for ref, hyp in word_pairs(rows) if ref == hyp)
-
-
-def unseen_words(rows, known):
-    """Share of reference words that training never has, and the shares of these and of the others that came out wrong.
-
-    Args:
-        rows: scored rows. known: set of the training words.
-    """
-    wrong = {seen: [ref != hyp for ref, hyp in word_pairs(rows) if (ref in known) is seen] for seen in (True, False)}
-    shares = {seen: sum(wrong[seen]) / max(len(wrong[seen]), 1) for seen in wrong}
-    total = len(wrong[True]) + len(wrong[False])
-    return {"share": len(wrong[False]) / total, "wrong": shares[False], "wrong_of_others": shares[True]}
-
-
-def mended_and_broken(ours, theirs, most=10):
-    """Words that came out right more, and less, often than in the other runs: lists of (word, times per seed).
-
-    Args:
-        ours, theirs: lists over seeds of scored rows. most: length of each list.
-    """
-    change = Counter()
-    for side, sign in ((ours, 1), (theirs, -1)):
-        for rows in side:
-            change.update({word: sign * times / len(side) for word, times in right_words(rows).items()})
-    order = sorted(change.items(), key=lambda item: (-item[1], item[0]))
-    return [x for x in order[:most] if x[1] > 0], [x for x in order[::-1][:most] if x[1] < 0]
+WORDS_SAY = "Of 100 test words so many came out right, and so many were added"
 
 
 def spread(values):
@@ -168,11 +42,11 @@ def spread(values):
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
 
 
-def summary(runs, known=None, against=BASELINES):
+def summary(runs, times=None, against=BASELINES):
     """What the report says, by run name, as plain numbers.
 
     Args:
-        runs: of `read_runs`. known: set of the training words, or None. against: names of runs that the others are
+        runs: of `read_runs`. times: Counter of the training words, or None. against: names of runs that the others are
             compared with, where they are there; words are mended and broken against the first.
     """
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
@@ -188,8 +62,11 @@ def summary(runs, known=None, against=BASELINES):
         }
         active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
         of["active_fraction"] = mean(active) if active else None
-        if known is not None:
-            of["unseen"] = unseen_words([row for seed in seeds for row in seed["test"]], known)
+        rows = [row for seed in seeds for row in seed["test"]]
+        of["right_words"] = sum(right_words(rows).values()) / max(sum(len(r["reference"].split()) for r in rows), 1)
+        of["added_words"] = added_words(rows)
+        if times is not None:
+            of["right_by_frequency"] = right_by_frequency(rows, times)
         of["against"] = {
             base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
             for base in against
@@ -237,19 +114,37 @@ def table(found, against=BASELINES):
     return rows
 
 
+def word_head(found):
+    """The columns of `word_table`, with the share of the test words in each where the training words are known."""
+    columns = ["arm", "right", "added"]
+    shares = next(iter(found.values())).get("right_by_frequency")
+    if shares:
+        spans = [f"{low} to {high - 1}" for low, high in zip(FREQUENCIES[1:], FREQUENCIES[2:])]
+        names = ["never in training", *(f"{span} times" for span in spans), f"{FREQUENCIES[-1]} or more"]
+        columns += [f"{name} ({100 * share:.0f} %)" for name, (share, _) in zip(names, shares)]
+    return columns
+
+
+def word_table(found):
+    """Shares of the test words that came out right, and were added, a row for each arm.
+
+    Args:
+        found: of `summary`.
+    """
+    rows = []
+    for name, of in found.items():
+        shares = [of["right_words"], of["added_words"], *(right for _, right in of.get("right_by_frequency", ()))]
+        rows.append([name, *(f"{100 * share:.1f} %" for share in shares)])
+    return rows
+
+
 def remarks(found, against=BASELINES):
-    """What the words say, as sentences: those that training never has, and those mended and broken.
+    """The words that were mended and broken, as sentences.
 
     Args:
         found: of `summary`. against: as there.
     """
     said = []
-    for name, of in found.items():
-        if "unseen" in of:
-            share, wrong, others = (f"{100 * of['unseen'][key]:.0f} %" for key in ("share", "wrong", "wrong_of_others"))
-            said.append(
-                f"{name}: {share} of the test words are not in training; {wrong} of them wrong, {others} of others"
-            )
     for name, of in found.items():
         for kind in ("mended", "broken"):
             if of.get(kind):
@@ -260,11 +155,16 @@ def remarks(found, against=BASELINES):
 
 def markdown(found, runs, against=BASELINES):
     """The summary as a Markdown text."""
-    columns = head(against)
-    lines = ["# Report", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table(found, against)]
-    lines += ["", *explanation(runs), "", *(f"- {sentence}" for sentence in remarks(found, against))]
+    lines = ["# Report", "", *markdown_table(head(against), table(found, against)), "", *explanation(runs), ""]
+    lines += [f"{WORDS_SAY}:", "", *markdown_table(word_head(found), word_table(found)), ""]
+    lines += [f"- {sentence}" for sentence in remarks(found, against)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(columns, rows):
+    """Lines of a Markdown table."""
+    written = [" | ".join(map(str, row)) for row in (columns, *rows)]
+    return [f"| {written[0]} |", "|---" * len(columns) + "|", *(f"| {row} |" for row in written[1:])]
 
 
 def build_page(found, runs, data=None, against=BASELINES):
@@ -292,8 +192,9 @@ def build_page(found, runs, data=None, against=BASELINES):
     shown = [(row["reference"], row["transcript"], file) for row, file in zip(rows, audio, strict=True)]
     notes = ["Words that were not recognised are crossed out; words that stand in their place are underlined."]
     page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown), notes)
+    page.table("Words", word_head(found), word_table(found), [f"{WORDS_SAY}."])
     if remarks(found, against):
-        page.sentences("Words", remarks(found, against))
+        page.sentences("Words that changed", remarks(found, against))
     return page
 
 
@@ -357,7 +258,7 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
             f"--against {missing[0]}: {out} has no such finished run among those to compare; it has {', '.join(runs)}."
         )
     texts = read_texts([data / "train.json"]) if data is not None else None
-    found = summary(runs, texts and {word for text in texts for word in text.split()}, against)
+    found = summary(runs, texts and Counter(word for text in texts for word in text.split()), against)
     text = markdown(found, runs, against)
     numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("report.md", text), ("report.json", numbers)):
@@ -378,7 +279,7 @@ def main():
     parser.add_argument(
         "--against", nargs="+", default=BASELINES, metavar="NAME", help="runs that the others are compared with"
     )
-    parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells the words training never has")
+    parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells how often training has a word")
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()

@@ -1,0 +1,77 @@
+"""Reads and keeps what finished and scored runs leave in RUNS/NAME/seedN/, compressed by gzip or not."""
+
+import gzip
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from nemo_comat.output import written_beside
+
+# what a finished and scored run leaves that the report reads
+RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
+
+
+def record(folder, name):
+    """Path of a run's record, as it is or with .gz; None where it has neither."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
+def read_record(folder, name):
+    """Text of a run's record."""
+    path = record(folder, name)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def without_places(value):
+    """A run's settings with absolute paths cut to their last part: where files lay is the machine's business."""
+    if isinstance(value, dict):
+        return {key: without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, path = value.rpartition("=")
+    return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
+
+
+def keep(out, names, target, seeds=()):
+    """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
+
+    What target holds already of a run is written over: it is that run's record.
+    """
+    for folder in finished(out, names, seeds):
+        place = target / folder.parent.name / folder.name
+        for name in RECORDS:
+            source = record(folder, name)
+            content, packed = source.read_bytes(), source.suffix == ".gz"
+            if name == "run.json" and not packed:
+                content = (json.dumps(without_places(json.loads(content)), indent=1) + "\n").encode()
+            if not packed and name not in ("run.json", "history.jsonl"):
+                # without a time and a name, so that the same transcripts are the same bytes
+                content, packed = gzip.compress(content, mtime=0), True
+            with written_beside(place / (f"{name}.gz" if packed else name)) as file:
+                file.write_bytes(content)
+
+
+def finished(out, names=(), seeds=()):
+    """Folders of finished and scored runs, in the order of their names; of some names or seeds (numbers) only."""
+    wanted = {f"seed{seed}" for seed in seeds}
+    folders = [folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names]
+    folders = sorted(folder for folder in folders if not seeds or folder.name in wanted)
+    return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
+
+
+def read_runs(out, names=(), seeds=(), first=()):
+    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed.
+
+    Those that are named in first come first.
+    """
+    runs = defaultdict(list)
+    for folder in finished(out, names, seeds):
+        run = json.loads(read_record(folder, "run.json"))
+        steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
+        splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
+        runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
+    order = [*(name for name in first if name in runs), *(name for name in runs if name not in first)]
+    return {name: runs[name] for name in order}

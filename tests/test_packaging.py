@@ -100,12 +100,15 @@ def test_comat_train_takes_a_configs_name_and_overrides(installed, tmp_path):
 
 
 @pytest.mark.nemo
-def test_a_config_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
+def test_a_config_that_is_not_there_is_named(installed, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["comat-train", "--config-name=gone"])
+    script = command.find_script("speech_to_text_comat", installed / "nemo_comat")
+    monkeypatch.setattr(command, "find_script", lambda name: script)
     with pytest.raises(SystemExit) as ended:
         command.train()
-    assert ended.value.code != 0 and "gone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ended.value.code != 0 and "gone" in said and str(installed) in said
 
 
 def test_an_editable_installation_runs_the_repositorys_scripts(tmp_path):

@@ -16,16 +16,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from records import keep, read_runs
-from word_errors import (
-    FREQUENCIES,
-    added_words,
-    errors,
-    mended_and_broken,
-    paired_interval,
-    rate,
-    right_by_frequency,
-    right_words,
-)
+from word_errors import FREQUENCIES, errors, mended_and_broken, paired_interval, rate, word_shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build_tokenizer import read_texts  # noqa: E402
@@ -62,11 +53,7 @@ def summary(runs, times=None, against=BASELINES):
         }
         active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
         of["active_fraction"] = mean(active) if active else None
-        rows = [row for seed in seeds for row in seed["test"]]
-        of["right_words"] = sum(right_words(rows).values()) / max(sum(len(r["reference"].split()) for r in rows), 1)
-        of["added_words"] = added_words(rows)
-        if times is not None:
-            of["right_by_frequency"] = right_by_frequency(rows, times)
+        of["words"] = word_shares([row for seed in seeds for row in seed["test"]], times)
         of["against"] = {
             base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
             for base in against
@@ -117,7 +104,7 @@ def table(found, against=BASELINES):
 def word_head(found):
     """The columns of `word_table`, with the share of the test words in each where the training words are known."""
     columns = ["arm", "right", "added"]
-    shares = next(iter(found.values())).get("right_by_frequency")
+    shares = next(iter(found.values()))["words"].get("by_frequency")
     if shares:
         spans = [f"{low} to {high - 1}" for low, high in zip(FREQUENCIES[1:], FREQUENCIES[2:])]
         names = ["never in training", *(f"{span} times" for span in spans), f"{FREQUENCIES[-1]} or more"]
@@ -133,7 +120,8 @@ def word_table(found):
     """
     rows = []
     for name, of in found.items():
-        shares = [of["right_words"], of["added_words"], *(right for _, right in of.get("right_by_frequency", ()))]
+        words = of["words"]
+        shares = [words["right"], words["added"], *(right for _, right in words.get("by_frequency", ()))]
         rows.append([name, *(f"{100 * share:.1f} %" for share in shares)])
     return rows
 

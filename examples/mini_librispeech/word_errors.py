@@ -48,26 +48,26 @@ def right_words(rows):
     return Counter(ref for ref, hyp in aligned(rows) if ref == hyp)
 
 
-def added_words(rows):
-    """Words that were put in where the reference has none, as a share of the reference's words."""
-    pairs = aligned(rows)
-    return sum(ref == GAP for ref, _ in pairs) / max(sum(ref != GAP for ref, _ in pairs), 1)
-
-
-def right_by_frequency(rows, times):
-    """How the reference words came out, by how often training has them.
+def word_shares(rows, times=None):
+    """How many reference words came out right, and how many words were added, as shares of the reference's words.
 
     Args:
-        rows: scored rows. times: Counter of the training words.
+        rows: scored rows. times: Counter of the training words, or None.
     Returns:
-        list of (share of the reference words, share of these that came out right), an entry for each of `FREQUENCIES`.
+        dict of "right" and "added"; with times "by_frequency" too: (share of the reference words, share of these that
+        came out right) for each of `FREQUENCIES`.
     """
-    right = defaultdict(list)
-    for ref, hyp in aligned(rows):
-        if ref != GAP:
-            right[max(least for least in FREQUENCIES if least <= times[ref])].append(ref == hyp)
-    total = max(sum(map(len, right.values())), 1)
-    return [(len(right[least]) / total, sum(right[least]) / max(len(right[least]), 1)) for least in FREQUENCIES]
+    pairs = aligned(rows)
+    right = [(ref, ref == hyp) for ref, hyp in pairs if ref != GAP]
+    total = max(len(right), 1)
+    found = {"right": sum(is_right for _, is_right in right) / total, "added": (len(pairs) - len(right)) / total}
+    if times is not None:
+        parts = defaultdict(list)
+        for ref, is_right in right:
+            parts[max(least for least in FREQUENCIES if least <= times[ref])].append(is_right)
+        counts = [(len(parts[least]), sum(parts[least])) for least in FREQUENCIES]
+        found["by_frequency"] = [(number / total, truths / max(number, 1)) for number, truths in counts]
+    return found
 
 
 def mended_and_broken(ours, theirs, most=10):

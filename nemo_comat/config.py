@@ -1,5 +1,6 @@
 """The ``comat`` block of a model's config: its keys, their defaults, and the checks made before anything is loaded."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
@@ -141,7 +142,7 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
         raise ConfigError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
     _check_keys(block, ComatConfig, "comat")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(_schema(ComatConfig)), OmegaConf.create(block))
+        merged = OmegaConf.merge(_template(), OmegaConf.create(block))
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     cfg = cast(DictConfig, merged)
@@ -174,6 +175,12 @@ def teacher_arguments(
 
 def _is_block(hint: object) -> TypeGuard[type[Any]]:
     return isinstance(hint, type) and is_dataclass(hint)
+
+
+@functools.cache
+def _template() -> DictConfig:
+    """The whole block with its defaults, which OmegaConf copies and checks what it merges into it."""
+    return cast(DictConfig, OmegaConf.structured(_schema(ComatConfig)))
 
 
 def _schema(cls: type[Any]) -> type[Any]:

@@ -104,7 +104,7 @@ def test_mistakes_get_one_sentence_and_exit_1(script, nemo_files, utterance, tmp
         ([comat, audio, "--text", " "], "--text is empty."),
         ([comat, audio, "--text", text, f"--out={tmp_path}/there.png"], "there.png exists already; .* or --overwrite"),
         ([comat, audio, "--text", text, f"--out={tmp_path}/there"], "there.png exists already; .* or --overwrite"),
-        ([comat, audio, "--text", text, f"--out={audio}", "--overwrite"], "ogg is what is read; give another place"),
+        ([comat, audio, "--text", text, f"--out={audio}", "--overwrite"], f"{audio} is what is read; give another"),
         ([comat, audio, "--text", text, f"--out={comat}", "--overwrite"], "comat.nemo is what is read; give another"),
         ([comat, audio, "--text", text, f"--out={tmp_path}/there.png/a.png"], "there.png is no folder; give another"),
         ([comat, audio, "--text", text * 9], "has no alignment with"),

@@ -29,7 +29,7 @@ class TextReader:
                 f"every text would be unknown; put the tokenizer's files (tokenizer.json or its like) into {path}."
             )
 
-    @property
+    @functools.cached_property
     def ordinary(self) -> dict[str, int]:
         """The vocabulary but for special tokens: dict from token to id."""
         special = set(self.tokenizer.all_special_ids)

@@ -74,7 +74,8 @@ def time_parts(model, teachers, batch, texts, device, autocast):
         inside = torch.arange(score.shape[2], device=device) < embedded.text_len[:, None]
         mask = inside & (path >= 0).any(1)[:, None]
         average = token_average(student, path, score.shape[2])
-        return comat.transfer(average, embedded.embeddings, mask, embedded.token_id, embedded.table)
+        more = dict(table=embedded.table, predicted=embedded.predicted)
+        return comat.transfer(average, embedded.embeddings, mask, embedded.token_id, **more)
 
     _, seconds["transfer"] = timed(device, transfer)
     output, seconds["forward from labels to transfer"] = timed(device, lambda: comat(*given, embedded))

@@ -88,7 +88,8 @@ class CompressAlignTransfer(nn.Module):
         blank: id of the CTC blank.
         compress, align: a `method` (a key of `COMPRESSORS` or `ALIGNERS`, by default the first) and the options of its
             class, as a mapping. Options of the other methods' classes may be there and are not read.
-            ``within_words`` of align: a segment goes to a token of its own word; needs its words in `forward`.
+            ``within_words`` of align: a segment goes to a token of its own word; needs the monotonic method, and the
+            words in `forward`.
         projection, transfer: the arguments of `Projection` and `TransferLoss`, as mappings.
         normalize: "none", or what `TeacherNormalization` does to the teacher's vectors; its statistics are given later.
         layer_weights: the weight of each encoder layer's loss. The last layer is the one that is aligned.
@@ -120,6 +121,8 @@ class CompressAlignTransfer(nn.Module):
         self.within_words, self.layer_weights = align.pop("within_words", False), list(layer_weights)
         self.compressor = _chosen("compress", COMPRESSORS, compress, feat_in=feat_in, blank=blank)
         self.aligner = _chosen("align", ALIGNERS, align)
+        if self.within_words and not isinstance(self.aligner, MonotonicAligner):
+            raise ValueError(f"within_words needs align.method monotonic, got {align['method']}")
         self.projection = Projection(feat_in, **projection)
         if len(self.layer_weights) > 1:
             self.lower_projections = nn.ModuleList(Projection(feat_in, **projection) for _ in self.layer_weights[1:])

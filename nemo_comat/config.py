@@ -244,6 +244,11 @@ def _check_values(cfg: DictConfig) -> None:
             "model.comat.align.within_words needs segments whose words are known: compress.method=ctc with "
             f"compress.labels=forced; got {cfg.compress.method} with {cfg.compress.labels}."
         )
+    if cfg.align.within_words and cfg.align.method != "monotonic":
+        raise ConfigError(
+            "model.comat.align.within_words forbids pairs of a segment and a token, which the monotonic search goes "
+            f"round; {cfg.align.method} cannot. Set model.comat.align.method=monotonic or within_words=false."
+        )
     if cfg.transfer.loss in VOCABULARY_LOSSES and cfg.teacher.units == "word":
         raise ConfigError(
             f"model.comat.transfer.loss={cfg.transfer.loss} names tokens of the teacher's vocabulary, which has no "

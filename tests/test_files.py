@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from nemo_comat.teacher.files import find_model, fingerprint
+from nemo_comat.teacher.files import find_model, fingerprint, tensors_fingerprint
 
 
 def test_find_model(tmp_path):
@@ -22,3 +22,25 @@ def test_a_fingerprint_is_that_of_the_weights(tmp_path):
     first, copy, other = (fingerprint(folder) for folder in folders)
     assert first == copy != other
     assert fingerprint(tmp_path) is None and fingerprint(tmp_path / "not there") is None
+
+
+def test_a_tensor_amid_a_large_file_counts_too(tmp_path):
+    # larger than the two ends, which are all that the first hash reads
+    tensors = {"a": torch.zeros(2**19), "m": torch.zeros(2000), "z": torch.zeros(2**19)}
+    folders = [tmp_path / name for name in ("first", "copy", "other")]
+    for folder, value in zip(folders, (1.0, 1.0, 2.0)):
+        folder.mkdir()
+        save_file({**tensors, "m": tensors["m"] + value}, folder / "model.safetensors")
+    assert len({fingerprint(folder) for folder in folders}) == 1
+    first, copy, other = (tensors_fingerprint(folder) for folder in folders)
+    assert first == copy != other
+    file = folders[0] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:99])
+    assert tensors_fingerprint(folders[0]) is None and tensors_fingerprint(tmp_path / "not there") is None
+
+
+def test_types_of_all_kinds_and_scalars_are_hashed(tmp_path):
+    save_file(
+        {"a": torch.tensor(True), "b": torch.zeros(0), "c": torch.ones(2, 2).bfloat16()}, tmp_path / "a.safetensors"
+    )
+    assert tensors_fingerprint(tmp_path)

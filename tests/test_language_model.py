@@ -79,6 +79,13 @@ def test_unknown_letters_become_the_teachers_unknown_token(teacher):
     assert teacher.tokens("the ⁇ boat") == ["the", "[UNK]", "boat"]
     out = teacher.encode(["the ⁇ boat"])
     assert out.token_id[0, 1] == teacher.tokenizer.unk_token_id
+    assert teacher.tokens("a⁇⁇ boat ⁇") == ["a", "[UNK]", "[UNK]", "boat", "[UNK]"]
+
+
+def test_no_more_spaces_are_read_than_part_the_unknown_from_words(teacher):
+    # to tokenizers of bytes more than that is a token of its own
+    assert teacher._reader.readable("the  ⁇ boat⁇⁇") == "the [UNK] boat [UNK] [UNK]"
+    assert teacher._reader.readable(" the  boat ") == " the  boat "
 
 
 def test_causal_teacher_without_padding_or_special_tokens(tmp_path):

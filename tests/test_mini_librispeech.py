@@ -36,7 +36,7 @@ import step_time  # noqa: E402
 import train  # noqa: E402
 import word_errors  # noqa: E402
 
-from nemo_comat import Teacher  # noqa: E402
+from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
 from nemo_comat.views.plot import Alignment  # noqa: E402
 
 TINY = [
@@ -224,6 +224,10 @@ def test_a_tone_that_is_played_faster_is_higher(tmp_path):
     samples, rate = soundfile.read(row["audio_filepath"])
     assert rate == 16000 and len(samples) == 12800 and row["duration"] == 0.8
     assert np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples) == pytest.approx(1250, abs=2)
+    # a part of a file stays that part
+    part = {"audio_filepath": str(tmp_path / "a.wav"), "text": "a", "offset": 0.5, "duration": 0.25}
+    (played,) = prepare.at_speed([part], 1.25)
+    assert (played["offset"], played["duration"], played["speed"]) == (0.4, 0.2, 1.25)
 
 
 @pytest.mark.parametrize("text", ["1", "0.9,0.9", "3", "0.4", "fast"])
@@ -339,6 +343,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     assert token_id.tolist() == [token for row in ids for token in row]
     assert utterance.tolist() == [number for number, row in enumerate(ids) for _ in row]
     assert {n: len(v) for n, v in speech.items()} == {"0": len(token_id), "1": len(token_id)} and len(text) == 1
+
+
+def test_the_pull_is_measured_at_each_layer_that_is_taught(small_cfg):
+    small_cfg.comat.encoder_layer = [0, 1]
+    model = ComatCTCModelBPE(cfg=small_cfg).eval()
+    pull = gradients.gradients(model, next(iter(model._validation_dl)))
+    assert pull["active"] == 1 and pull["ratio"] > 0 and abs(pull["cosine"]) <= 1
+
+
+def test_copies_at_other_speeds_are_no_texts_of_their_own(tmp_path):
+    rows = [{"text": "a dog"}, {"text": "a dog"}, {"text": ""}, {"text": "a dog", "speed": 0.9}]
+    (tmp_path / "train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert records.training_texts(tmp_path) == ["a dog", "a dog"]
 
 
 def test_the_time_of_a_step_is_the_sum_of_its_parts(data):

@@ -83,6 +83,13 @@ def test_utterance_shows_segments_at_their_times_and_links_them_with_their_token
     assert f"{cosine:.2f}" in at
 
 
+def test_few_segments_of_a_long_utterance_are_drawn(tmp_path, figures):
+    long = TIMED._replace(features=torch.rand(8, 3000))
+    plot_utterance(long, tmp_path / "a.png")
+    first, *_, last = (axes.get_xlim() for axes in figures[0].axes[::2])
+    assert first[0] == 0 and last[1] == 30
+
+
 def test_labels_of_an_utterance_do_not_touch(tmp_path, figures):
     generator, segs = torch.Generator().manual_seed(1), 60
     starts = (torch.rand(segs, generator=generator).sort().values * 3).tolist()

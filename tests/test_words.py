@@ -57,6 +57,14 @@ def test_segments_and_their_words():
     assert segment_words(labels, words, 9)[0, :5].tolist() == [0, 0, 0, 1, 1]
 
 
+def test_a_batch_of_empty_references_has_segments_of_no_word():
+    # blanks alone are segments where blanks are kept
+    words = segment_words(torch.tensor([[9]]), torch.zeros(1, 0, dtype=torch.int64), 9)
+    lengths = torch.tensor([1]), torch.tensor([0])
+    masked, kept = within_words(torch.zeros(1, 1, 1), words, torch.zeros_like(words), *lengths)
+    assert words.shape == (1, 1) and kept.tolist() == [False] and masked.tolist() == [[[0]]]
+
+
 def test_a_path_within_words():
     # four segments of words 0 0 1 1, three tokens of words 0 1 1; the scores would put all but the last on token 0
     score = torch.tensor([[[9.0, 0, 0], [9, 0, 0], [9, 0, 0], [0, 0, 9]]])

@@ -38,11 +38,14 @@ def gradients(model, batch):
     teacher = model._teacher_output(targets, target_len)
     output = model._comat_output(seen, targets, target_len, teacher)
     transfer = reduce_rows(output.loss, output.text_len, model.cfg.get("ctc_reduction", "mean_batch"))
-    frames = seen["layer"] if "layer" in seen else seen["encoder"][0]
-    of_ctc, of_transfer = (torch.autograd.grad(loss, frames, retain_graph=True)[0] for loss in (ctc, transfer))
+    frames = [seen["encoder"][0] if layer is None else seen[f"layer {layer}"] for layer in model._layers]
+    of_ctc, of_transfer = (
+        torch.cat([part.flatten() for part in torch.autograd.grad(loss, frames, retain_graph=True)])
+        for loss in (ctc, transfer)
+    )
     return {
         "ratio": float(model.cfg.comat.weight * of_transfer.norm() / of_ctc.norm()),
-        "cosine": float(torch.cosine_similarity(of_ctc.flatten(), of_transfer.flatten(), dim=0)),
+        "cosine": float(torch.cosine_similarity(of_ctc, of_transfer, dim=0)),
         "transfer_per_token": float(output.loss.sum() / output.text_len.sum()),
         "active": float(output.active.float().mean()),
     }

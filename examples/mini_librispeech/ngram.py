@@ -11,7 +11,6 @@ The last writes RUNS/ctc_ngram/seed1 with what report.py reads. The model's weig
 import argparse
 import json
 import shutil
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,15 +22,13 @@ if __name__ == "__main__":
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
 from nemo.utils import logging
 from omegaconf import open_dict
+from records import training_texts
 from score import checkpoint_of, transcribe, write_rows
 from word_errors import errors, rate
 
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from build_tokenizer import read_texts  # noqa: E402
 
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
@@ -89,7 +86,7 @@ def main():
         if args.text is not None:
             check_outputs([args.text], inputs=[args.data])
             tokenizer = ComatCTCModelBPE.restore_from(str(checkpoint_of(args.folder)), map_location="cpu").tokenizer
-            lines = [as_characters(tokenizer, text) + "\n" for text in read_texts([args.data / "train.json"])]
+            lines = [as_characters(tokenizer, text) + "\n" for text in training_texts(args.data)]
             with written_beside(args.text) as part:
                 part.write_text("".join(lines), encoding="utf-8")
             return

@@ -165,7 +165,10 @@ def in_threads(function, rows, what):
 
 
 def at_speed(rows, speed):
-    """Rows of decoded audio played faster by a factor, their pitch with it; written beside it, once."""
+    """Rows of decoded audio played faster by a factor, their pitch with it; written beside it, once.
+
+    Each says its `speed`, which tells it from a row of its own.
+    """
 
     def play(row):
         source = Path(row["audio_filepath"])
@@ -175,7 +178,9 @@ def at_speed(rows, speed):
             faster = soxr.resample(samples, rate, rate / speed)
             with written_beside(file) as part:
                 soundfile.write(part, faster, rate, subtype="PCM_16", format="WAV")
-        return {**row, "audio_filepath": str(file), "duration": soundfile.info(file).duration}
+        times = {"duration": seconds_of(row), **({"offset": row["offset"]} if row.get("offset") else {})}
+        times = {key: seconds / speed for key, seconds in times.items()}
+        return {**row, "audio_filepath": str(file), **times, "speed": speed}
 
     return in_threads(play, rows, f"speed {speed:g}")
 

@@ -11,6 +11,12 @@ from nemo_comat.output import written_beside
 RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
 
 
+def training_texts(data):
+    """Training texts of a folder that prepare.py wrote, each once: its copies at other speeds are left out."""
+    lines = (data / "train.json").read_text(encoding="utf-8").splitlines()
+    return [row["text"] for row in map(json.loads, lines) if "speed" not in row and row.get("text")]
+
+
 def record(folder, name):
     """Path of a run's record, as it is or with .gz; None where it has neither."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)

@@ -15,11 +15,10 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from records import keep, read_runs
+from records import keep, read_runs, training_texts
 from word_errors import FREQUENCIES, errors, mended_and_broken, paired_interval, rate, word_shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from build_tokenizer import read_texts  # noqa: E402
 from report_page import Page, chart, manifest_audio, some  # noqa: E402
 
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
@@ -245,7 +244,7 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
         raise ValueError(
             f"--against {missing[0]}: {out} has no such finished run among those to compare; it has {', '.join(runs)}."
         )
-    texts = read_texts([data / "train.json"]) if data is not None else None
+    texts = training_texts(data) if data is not None else None
     found = summary(runs, texts and Counter(word for text in texts for word in text.split()), against)
     text = markdown(found, runs, against)
     numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"

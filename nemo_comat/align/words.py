@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def segment_words(seg_label: Tensor, target_word: Tensor, blank: int) -> Tensor:
@@ -17,6 +18,7 @@ def segment_words(seg_label: Tensor, target_word: Tensor, blank: int) -> Tensor:
         >>> segment_words(torch.tensor([[9, 4, 9, 5]]), torch.tensor([[0, 1]]), 9)
         tensor([[0, 0, 0, 1]])
     """
+    target_word = pad(target_word, (0, 1))  # where all references are empty there is no token to point to
     place = ((seg_label != blank).cumsum(1) - 1).clamp(0, target_word.shape[1] - 1)
     return target_word.gather(1, place)
 

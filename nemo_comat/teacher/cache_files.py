@@ -25,6 +25,8 @@ INDEX = "index.safetensors"
 TABLE_FILE = "table.safetensors"
 # a shard's tensors of what the language model expects, where it has them
 PREDICTED = ("predicted_id", "predicted")
+# of a description: what tells other weights from these, where both sides have it
+HASHES = ("weights", "tensors")
 RUN_AGAIN = "run examples/cache_teacher.py again with the same overrides; it goes on where it stopped."
 
 
@@ -173,11 +175,13 @@ def refuse_another(found: Mapping[str, Any], expected: Mapping[str, Any], folder
         Traceback (most recent call last):
         nemo_comat.teacher.cache_files.CacheError: Cache cache was written by another teacher: it has name bert, ...
     """
-    same_weights = found["weights"] and found["weights"] == expected["weights"]
-    keys = [key for key in expected if key not in ("weights", "name") and found.get(key) != expected[key]]
-    if found["weights"] and expected["weights"] and not same_weights:
-        keys.append("weights")
-    if found["name"] != expected["name"] and not same_weights:
+    # tokens are said by no key, and caches of before have no hash of the tensors
+    found, expected = ({"units": "token", "tensors": None, **side} for side in (found, expected))
+    keys = [key for key in expected if key not in ("name", *HASHES) and found.get(key) != expected[key]]
+    known = [key for key in HASHES if found[key] and expected[key]]
+    others = [key for key in known if found[key] != expected[key]]
+    keys += others
+    if found["name"] != expected["name"] and (others or not known):
         keys.insert(0, "name")
     if keys:
         named = dict.fromkeys(["name", "layers", *keys])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.device import upload
-from nemo_comat.teacher.files import find_model, fingerprint
+from nemo_comat.teacher.files import find_model, fingerprint, tensors_fingerprint
 from nemo_comat.teacher.head import View, following, head_class, likeliest, masked, reads_ahead
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
@@ -138,7 +138,7 @@ class Teacher:
     def description(self) -> dict[str, Any]:
         """What decides on the embeddings, as plain values for JSON: two teachers with equal ones give equal rows.
 
-        `weights` is a fingerprint of a local weights file, None for a hub name; loads no weights.
+        `weights` and `tensors` are fingerprints of local weights files, None for a hub name; loads no weights.
         """
         depth, vocabulary = self.config.num_hidden_layers, sorted(self.tokenizer.get_vocab().items())
         return {
@@ -151,6 +151,7 @@ class Teacher:
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
             "weights": fingerprint(Path(self.path)),
+            "tensors": tensors_fingerprint(Path(self.path)),
         }
 
     @property

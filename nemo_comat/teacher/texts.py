@@ -1,6 +1,7 @@
 """Reads texts by a teacher's tokenizer: token ids, which of them are no special tokens, and their words."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +53,10 @@ class TextReader:
         return dict(zip(self.tokenizer.convert_ids_to_tokens(ids), ids))
 
     def readable(self, text: str) -> str:
-        """A text with the unknown token in place of each "⁇"."""
-        return text.replace(SENTENCEPIECE_UNKNOWN, f" {self.unknown} ")
+        """A text with the unknown token, as a word of its own, in place of each "⁇"."""
+        # one space between, for to some tokenizers more of them are tokens
+        parts = re.split(rf"\s*({SENTENCEPIECE_UNKNOWN})\s*", text)
+        return " ".join(self.unknown if part == SENTENCEPIECE_UNKNOWN else part for part in parts if part)
 
     def code(self, texts: Sequence[str], **more: bool) -> list[tuple[Any, ...]]:
         """Token ids of texts.

@@ -201,7 +201,8 @@ def _rows(alignment: Alignment, duration: float) -> list[tuple[float, float]]:
         ((alignment.spans[a][1] + alignment.spans[b][0]) / 2, bool(alignment.path[a] != alignment.path[b]))
         for a, b in zip(timed, timed[1:])
     ]
-    for count in range(max(1, math.ceil(duration / SECONDS_A_ROW)), len(timed) + 2):
+    least = max(1, math.ceil(duration / SECONDS_A_ROW))
+    for count in range(least, max(least, len(timed) + 1) + 1):
         row = duration / count
         inner = {_break_near(gaps, row * number, row / 5) for number in range(1, count)}
         edges = [0.0, *sorted(inner), duration]

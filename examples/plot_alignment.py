@@ -41,7 +41,7 @@ def draw(args):
         raise ValueError(
             f"The model hears nothing in {args.audio}; give --text." if args.decode else "--text is empty."
         )
-    alignment = model.align_text(str(args.audio), text)
+    alignment = model.align_text(str(args.audio), text, args.lang)
     timed = not all(math.isnan(start) for start, _ in alignment.spans)
     with written_beside(out) as file:
         (plot_utterance if timed else plot_alignment)(alignment, file, title=text)
@@ -53,6 +53,7 @@ def parse_args(arguments=None):
     parser.add_argument("model", type=Path, metavar="MODEL.nemo")
     parser.add_argument("audio", type=Path, metavar="AUDIO")
     parser.add_argument("--out", type=Path, default=Path("alignment.png"), help="default: %(default)s")
+    parser.add_argument("--lang", help="language of the text, for a model of several")
     parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
     said = parser.add_mutually_exclusive_group(required=True)
     said.add_argument("--text", help="what is said")

@@ -31,7 +31,7 @@ from nemo.utils.exp_manager import exp_manager
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModel, ComatCTCModelBPE, TeacherError
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.models.data import LOADERS
 from nemo_comat.models.finetune import check_start, restore_to_finetune, starts_from_file
@@ -122,6 +122,11 @@ def complete(cfg):
     """Checks a config, its data apart, and fills in the embedded corpus."""
     if cfg.get("model") is None:
         raise ConfigError("The config has no model block; give a NeMo config of a CTC model, with a comat block.")
+    if cfg.model.get("joint") is not None and cfg.model.get("aux_ctc") is None:
+        raise ConfigError(
+            "The config is of an RNN-T model, which has no CTC decoder; add NeMo's model.aux_ctc, which makes a hybrid "
+            "model of it."
+        )
     if cfg.model.get("comat") is not None:
         read_comat_config(cfg.model.comat)
     named = [name for name in LOADERS if names_data(cfg, name)]
@@ -224,12 +229,19 @@ def build(cfg, callbacks=()):
     return trainer, make_model(cfg, trainer)
 
 
+def class_of(cfg):
+    """The class of ours that a config of a whole model is for."""
+    if cfg.model.get("aux_ctc") is not None:
+        return ComatHybridRNNTCTCModelBPE
+    return ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE
+
+
 def make_model(cfg, trainer=None):
     """The model of a config that `prepare` has completed, with the weights it is to start from."""
     if starts_from_file(cfg):
         model = restore_to_finetune(cfg, trainer)
     else:
-        model = (ComatCTCModel if by_characters(cfg) else ComatCTCModelBPE)(cfg=cfg.model, trainer=trainer)
+        model = class_of(cfg)(cfg=cfg.model, trainer=trainer)
         model.maybe_init_from_pretrained_checkpoint(cfg)
     check_loaders(cfg, model)
     check_schedule(model)

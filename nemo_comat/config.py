@@ -140,12 +140,15 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     """
     if not isinstance(block, (dict, DictConfig)):
         raise ConfigError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
+    if isinstance(block, DictConfig):
+        block = _resolved(block)
     _check_keys(block, ComatConfig, "comat")
     try:
         merged = OmegaConf.merge(_template(), OmegaConf.create(block))
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     cfg = cast(DictConfig, merged)
+    cfg.feedback = cfg.feedback or False  # null is the file's in fine-tuning, and off where there is none
     _check_choices(cfg, ComatConfig, "")
     _check_values(cfg)
     return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
@@ -175,6 +178,14 @@ def teacher_arguments(
 
 def _is_block(hint: object) -> TypeGuard[type[Any]]:
     return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _resolved(block: DictConfig) -> DictConfig:
+    """A copy without interpolations, which may lead out of the block."""
+    try:
+        return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(block, resolve=True)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"model.comat: {str(error).splitlines()[0]}.") from None
 
 
 @functools.cache
@@ -288,7 +299,8 @@ def encoder_layers(block: DictConfig) -> tuple[list[int | None], list[float]]:
     layers = block.encoder_layer
     layers = list(layers) if isinstance(layers, (list, tuple, ListConfig)) else [layers]
     weights = block.get("layer_weights")
-    return layers, [1.0] * len(layers) if weights is None else list(weights)
+    weights = [1.0] * len(layers) if weights is None else weights
+    return layers, list(weights) if isinstance(weights, (list, tuple, ListConfig)) else [weights]
 
 
 def _check_encoder_layers(cfg: DictConfig) -> None:

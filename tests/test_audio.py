@@ -9,7 +9,7 @@ import soundfile
 from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
-from nemo_comat.models.audio import read_audio
+from nemo_comat.models.audio import cut_out, read_audio
 
 LEFT, RIGHT = np.float32([0.5, 0.25, -0.5, 0.0] * 1000), np.float32([0.0, 0.25, 0.5, -1.0] * 1000)
 
@@ -99,3 +99,14 @@ def test_a_model_hears_the_channel_of_its_config(base_cfg, manifest, tmp_path, c
     mono = model.align_text(str(tmp_path / "mono.wav"), row.text)
     assert two.path.tolist() == mono.path.tolist() and two.features.equal(mono.features)
     assert model.read_audio(tmp_path / "two.wav").numpy() == pytest.approx(speech / 2)
+
+
+def test_a_row_is_cut_where_nemo_cuts_it(manifest, tmp_path):
+    file = OmegaConf.create(open(manifest).readline()).audio_filepath
+    speech, rate = soundfile.read(file, dtype="float32")
+    rows = [(None, None), (None, len(speech) / rate), (None, 0.5), (0.25, 0.5), (0.25, None)]
+    for number, (offset, duration) in enumerate(rows):
+        cut = cut_out({"audio_file": file, "offset": offset, "duration": duration}, tmp_path / f"{number}.wav")
+        assert (cut == file) == (number < 2)
+        wanted = speech[int((offset or 0) * rate) :][: int((duration or 99) * rate)]
+        assert soundfile.read(cut, dtype="float32")[0].tolist() == wanted.tolist()

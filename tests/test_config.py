@@ -76,6 +76,7 @@ def test_defaults_are_filled_in():
         ),
         ({"transfer": {"top_k": 0}}, "transfer.top_k must be 1 or more, got 0"),
         ({"transfer": {"negatives": 0}}, "transfer.negatives must be 1 or more, got 0"),
+        ({"layer_weights": [1, 2]}, "layer_weights must be a list of 1, .*; got "),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
         ({"consistency_weight": -1}, "comat.consistency_weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),
@@ -155,3 +156,16 @@ def test_which_methods_go_together(compress, align):
         assert "\n" not in str(error.value)
     else:
         assert config.read_comat_config(block).align.method == align
+
+
+def test_a_weight_of_one_layer_needs_no_list():
+    assert config.encoder_layers(config.read_comat_config({"layer_weights": 0.5})) == ([None], [0.5])
+
+
+def test_interpolations_may_lead_out_of_the_block():
+    model = OmegaConf.create({"encoder": {"n_heads": 2}, "comat": {"compress": {"heads": "${encoder.n_heads}"}}})
+    assert config.read_comat_config(model.comat).compress.heads == 2
+    model.comat.compress.heads = "${encoder.gone}"
+    with pytest.raises(config.ConfigError, match="model.comat: .*encoder.gone") as error:
+        config.read_comat_config(model.comat)
+    assert "\n" not in str(error.value)

@@ -156,6 +156,12 @@ def test_an_aggregate_of_tokenizers(build, train, written, form, text):
     recorder = train(model, data_forms.block(form, folder), steps=2, log_every_n_steps=100)
     check_rows(recorder, model.tokenizer, rows, reads[text])
     assert any((batch[2] >= one.vocab_size).any() for batch in recorder.batches)  # both languages' ids came
+    audio, said = str(folder / rows[0]["audio_filepath"]), rows[0]["text"]
+    texts = [reads[text](rows[0])] if text == "tokens" else [said]
+    english, german = (model.align_text(audio, said, lang) for lang in ("en", "de"))
+    assert english.tokens == german.tokens == model._teacher.tokens(texts[0]) and english.labels == german.labels
+    with pytest.raises(ValueError, match="has pieces of en, de, so lang must be one of them; got None"):
+        model.align_text(audio, said)
 
 
 @pytest.mark.parametrize("text", ["tokens", "manifest"])

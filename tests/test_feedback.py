@@ -1,8 +1,11 @@
 """Feedback into the encoder: what it adds where, that it is kept in files, and who can open them."""
 
+import json
+
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
+from scripts import load_script
 from test_mixin import Recorder, train, with_comat
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
@@ -103,10 +106,24 @@ def test_self_conditioned_ctc_needs_no_teacher(small_cfg):
 
 def test_a_new_vocabulary_gets_a_new_feedback_of_posteriors(small_cfg):
     model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
-    before = model.nemo_comat_feedback[0].back.in_features
+    (fed,) = model.nemo_comat_feedback
+    before = fed.back.in_features
     model._ctc_decoder()._num_classes += 3
-    model._fit_feedback_to_vocabulary()
-    assert model.nemo_comat_feedback[0].back.in_features == before + 3
+    model._renew_feedback_of_posteriors()
+    assert fed.back.in_features == before + 3
+
+
+def test_the_feedback_of_posteriors_is_of_its_pieces(small_cfg, manifest, tmp_path):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
+    (fed,) = model.nemo_comat_feedback
+    torch.nn.init.ones_(fed.back.weight)
+    model.change_vocabulary(new_tokenizer_dir=small_cfg.tokenizer.dir, new_tokenizer_type="bpe")
+    assert fed.back.weight.all()  # the same pieces
+    # as many, but others
+    texts = [json.loads(line)["text"][::-1] for line in open(manifest)]
+    load_script("build_tokenizer").build_tokenizer(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))
+    model.change_vocabulary(new_tokenizer_dir=str(tmp_path), new_tokenizer_type="bpe")
+    assert len(model.decoder.vocabulary) == fed.back.in_features - 1 and not fed.back.weight.any()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 
 import configs
 import pytest
+import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from nemo.core.classes import ModelPT
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
@@ -210,6 +211,42 @@ def test_characters_and_hybrid_models(finetune, base_cfg, tmp_path, theirs, ours
     theirs(cfg=cfg).save_to(str(tmp_path / "m.nemo"))
     model, _, logged = finetune(tmp_path / "m.nemo", f"model.train_ds.batch_size={cfg.train_ds.batch_size}", steps=2)
     assert type(model) is ours and all(step["train_active_fraction"] == 1 for step in logged)
+
+
+def test_a_part_of_a_hybrids_ctc_decoder_is_changed_key_by_key(finetune, base_cfg, tmp_path):
+    cfg = configs.hybrid(with_comat(copy.deepcopy(base_cfg.model), None))
+    EncDecHybridRNNTCTCBPEModel(cfg=cfg).save_to(str(tmp_path / "m.nemo"))
+    model, *_ = finetune(tmp_path / "m.nemo", "++model.aux_ctc.ctc_loss_weight=0.5", steps=0)
+    assert model.ctc_loss_weight == 0.5 and len(model.ctc_decoder.vocabulary) == 32
+
+
+def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
+    cfg = copy.deepcopy(base_cfg.model)
+    cfg.comat.update(feedback=True, encoder_layer=[0])
+    model = ComatCTCModelBPE(cfg=cfg)
+    torch.nn.init.ones_(model.nemo_comat_feedback[0].back.weight)
+    model.save_to(str(tmp_path / "m.nemo"))
+    model, before, _ = finetune(tmp_path / "m.nemo", steps=2)
+    assert model.cfg.comat.encoder_layer == [0] and before["nemo_comat_feedback.0.back.weight"].all()
+    adapter = ["model.adapter.adapter_name=mine", "model.adapter.dim=8"]
+    model, before, _ = finetune(tmp_path / "m.nemo", *adapter, steps=2)
+    assert "nemo_comat_feedback" in parts(moved(before, model))
+    for overrides, message in [
+        ("++model.comat.feedback=false", r"feedback is False, but .* null, or give model.comat.feedback=true .*layer=\[0\]"),
+        ("++model.comat.encoder_layer=1", r"encoder_layer is 1, but the file's recogniser was trained with feedback"),
+        ("++model.comat.projection.dim=12", "feedback does not fit this comat block's teacher or projection"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            finetune(tmp_path / "m.nemo", overrides, steps=0)
+
+
+def test_one_rate_for_all_is_no_longer_the_files_rates(finetune, trained, tmp_path):
+    groups = "model.optim_param_groups={decoder: {lr: 1e-3}}"
+    model, *_ = finetune(trained[0], groups, steps=1)
+    assert len(model._optimizer.param_groups) == 2
+    model.save_to(str(tmp_path / "m.nemo"))
+    model, *_ = finetune(tmp_path / "m.nemo", steps=1)
+    assert len(model._optimizer.param_groups) == 1
 
 
 def test_new_labels_of_a_character_model(finetune, base_cfg, tmp_path):

@@ -6,10 +6,12 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
+from scripts import load_script
 from test_bad_input import good_rows, refused
 from test_mixin import train, with_comat
 
 from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
+from nemo_comat.views import describe
 
 
 @pytest.fixture
@@ -36,6 +38,21 @@ def test_a_hybrid_model_trains(hybrid_cfg):
         step["train_transfer_loss"] for step in logged[:2]
     )
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_hybrid_config_is_for_the_script_too(hybrid_cfg):
+    script = load_script("speech_to_text_comat")
+    hybrid_cfg.interctc = {"loss_weights": [0.2], "apply_at_layers": [0]}
+    cfg = OmegaConf.create({"model": hybrid_cfg})
+    script.prepare(cfg)
+    model = script.make_model(cfg)
+    assert type(model) is ComatHybridRNNTCTCModelBPE
+    said = describe(model)
+    assert "loss       0.8 * (0.7 * RNN-T + 0.3 * CTC) + 0.2 * CTC of layer 0 + 10 * transfer" in said
+    assert "inference  unchanged, plain RNN-T or CTC: " in said
+    cfg.model.aux_ctc = None
+    with pytest.raises(ConfigError, match="of an RNN-T model, .* add NeMo's model.aux_ctc"):
+        script.prepare(cfg)
 
 
 def test_without_comat_a_hybrid_model_is_nemos(hybrid_cfg):

@@ -298,6 +298,23 @@ def test_statistics_are_kept_in_files_and_taken_once(small_cfg, tmp_path):
     assert (again.comat.normalize.mean == 0.125).all()
 
 
+def test_statistics_of_another_teacher_are_taken_anew(small_cfg):
+    small_cfg.comat.teacher.normalize = "center"
+    model, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+    kept = model.state_dict()
+    small_cfg.comat.teacher.layers = -1
+    alone, _ = train(ComatCTCModelBPE, small_cfg, steps=1)
+    other = ComatCTCModelBPE(cfg=small_cfg)
+    # weights of before do not say whose mean they have, and are believed
+    for known, mean in ((True, alone), (False, model)):
+        other.load_state_dict({k: v for k, v in kept.items() if known or not k.endswith("normalize.source")})
+        trainer = quiet_trainer(1)
+        other.set_trainer(trainer)
+        trainer.fit(other)
+        torch.testing.assert_close(other.comat.normalize.mean, mean.comat.normalize.mean)
+    assert not alone.comat.normalize.mean.allclose(model.comat.normalize.mean)
+
+
 @pytest.mark.parametrize("first, second", [("none", "center"), ("center", "none")])
 def test_weights_with_and_without_statistics_load(small_cfg, first, second):
     models = []

@@ -35,7 +35,7 @@ def test_by_hand(method, wanted):
     assert norm(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
     norm.keep(VectorStatistics(torch.tensor([1.0, 3.0]), torch.tensor([4.0, 0.0]), 7))
     assert norm(torch.tensor([[3.0, 0.0]])).tolist() == wanted
-    assert set(norm.state_dict()) == {"mean", "deviation", "number"} and norm.number == 7
+    assert set(norm.state_dict()) == {"mean", "deviation", "number", "source"} and norm.number == 7
     assert not list(norm.parameters())
 
 

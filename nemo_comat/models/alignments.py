@@ -36,22 +36,24 @@ class AlignmentMixin(Host):
         dataset = self._cfg.get("train_ds") or {}
         return read_audio(audio, self.preprocessor._sample_rate, dataset.get("channel_selector"))
 
-    def align_text(self, audio: PathLike, text: str) -> Alignment:
+    def align_text(self, audio: PathLike, text: str, lang: str | None = None) -> Alignment:
         """Aligns one utterance's segments with the teacher's tokens of its text, to look at.
 
         Args:
             audio: path of an audio file, read by `read_audio`.
             text: what is said in it.
+            lang: its language, where the recogniser's tokenizer is an aggregate of several languages'.
         Returns:
             nemo_comat.views.plot.Alignment.
         Raises:
-            ValueError: COMAT is off in this model, the audio cannot be read or has no samples, or no alignment exists
-                (more tokens than segments, or fewer frames than the text needs).
+            ValueError: COMAT is off in this model, the audio cannot be read or has no samples, the language is not
+                one of the tokenizer's, or no alignment exists (more tokens than segments, or fewer frames than the
+                text needs).
         """
         if self.comat is None:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
         signal = self.read_audio(audio).to(self.device)[None]
-        ids = torch.tensor([self._text_tokenizer().text_to_ids(text)], dtype=torch.int64, device=self.device)
+        ids = torch.tensor([_token_ids(self._text_tokenizer(), text, lang)], device=self.device, dtype=torch.int64)
         signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
         read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
         output, features = self._align(signal, signal_len, ids, ids_len, [read])
@@ -114,3 +116,14 @@ class AlignmentMixin(Host):
         """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""
         default = signature(type(self.preprocessor)).parameters.get("window_stride")
         return self._cfg.preprocessor.get("window_stride", default and default.default)
+
+
+def _token_ids(tokenizer: Any, text: str, lang: str | None) -> list[int]:
+    languages = getattr(tokenizer, "tokenizers_dict", None)
+    if languages is None:
+        return list(tokenizer.text_to_ids(text))
+    if lang not in languages:
+        raise ValueError(
+            f"The recogniser has pieces of {', '.join(languages)}, so lang must be one of them; got {lang!r}."
+        )
+    return list(tokenizer.text_to_ids(text, lang))

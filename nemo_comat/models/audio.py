@@ -51,18 +51,30 @@ def cut_out(item: Mapping[str, Any], file: PathLike) -> str:
 
     Args:
         item: dict with NeMo's `audio_file`, `offset` and `duration`, as `nemo_comat.models.rows.read_rows` gives it.
-        file: path of a WAV file to write to, where the row has an offset or names several files.
+        file: path of a WAV file to write to, where the row is a part of a file or names several.
     Returns:
         str, the row's audio file, or `file`.
     Examples:
-        >>> cut_out({"audio_file": "a.wav", "offset": None, "duration": 1.5}, "cut.wav")
+        >>> cut_out({"audio_file": "a.wav", "offset": None, "duration": None}, "cut.wav")
         'a.wav'
     """
-    if item["offset"] is None and isinstance(item["audio_file"], str):
+    if item["offset"] is None and isinstance(item["audio_file"], str) and not _ends_before(item):
         return item["audio_file"]
-    heard = AudioSegment.from_file(item["audio_file"], offset=item["offset"], duration=item["duration"])
+    heard = AudioSegment.from_file(
+        item["audio_file"],
+        offset=item["offset"] or 0,
+        duration=item["duration"] or 0,  # 0 = to the end
+    )
     soundfile.write(file, heard.samples, heard.sample_rate, subtype="FLOAT", format="WAV")
     return str(file)
+
+
+def _ends_before(item: Mapping[str, Any]) -> bool:
+    """Whether a row ends before its file does, by more than rounding; no where the file's length cannot be told."""
+    try:
+        return item["duration"] is not None and item["duration"] < soundfile.info(item["audio_file"]).duration - 0.01
+    except RuntimeError:  # of what is no file, or of a kind that others read
+        return False
 
 
 def _channel(file: PathLike, channels: int, selector: Any) -> str | int:

@@ -37,14 +37,16 @@ class FeedbackMixin(Host):
         for number, (named, layer) in enumerate(layers):
             self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 
-    def _fit_feedback_to_vocabulary(self) -> None:
-        """Begins the feedback of posteriors anew where there are others than before."""
-        size = self._ctc_decoder().num_classes_with_blank
+    def _pieces(self) -> list[str]:
+        return list(self._ctc_decoder().vocabulary)
+
+    def _renew_feedback_of_posteriors(self) -> None:
+        """Begins the feedback of posteriors anew, for a vocabulary of other pieces."""
         if self.nemo_comat_feedback is None or self._cfg.comat.feedback != "ctc":
             return
+        size = self._ctc_decoder().num_classes_with_blank
         for fed in self.nemo_comat_feedback:
-            if fed.back.in_features != size:
-                fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
+            fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
 
     def _feedback_layers(self, block: DictConfig) -> list[tuple[int, int]]:
         """Of each layer that is fed back its place in `encoder_layer` and in the encoder: list of pairs of int."""

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
 from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
-from nemo_comat.models.saving import CONTEXT_PREFIX, STATISTICS_PREFIX, shapes_of
+from nemo_comat.models.saving import CONTEXT_PREFIX, FEEDBACK_PREFIX, STATISTICS_PREFIX, shapes_of
 
 # a class of NeMo's, and ours for files of it; the first that fits is taken
 CLASSES = {
@@ -28,6 +28,8 @@ CLASSES = {
 }
 # what a config's model block says of the start; the file's own blocks of these names stay
 STEPS = ("tokenizer", "char_labels", "adapter")
+# null says something of its own here, and is not the file's
+NULLABLE = ("optim_param_groups",)
 
 
 class FinetuneConnector(ComatSaveRestoreConnector):
@@ -38,6 +40,12 @@ class FinetuneConnector(ComatSaveRestoreConnector):
         own = instance.state_dict()
         # the context and the statistics may be on one side alone, which loading sees to
         apart = (CONTEXT_PREFIX, STATISTICS_PREFIX)
+        theirs, mine = (shapes_of(weights, FEEDBACK_PREFIX) for weights in (state_dict, own))
+        if theirs and theirs != mine:
+            raise ConfigError(
+                "The file's feedback does not fit this comat block's teacher or projection; give a model.comat.teacher "
+                "and a model.comat.projection of the file's width."
+            )
         for what, prefix, without in (("COMAT part", COMAT_PREFIX, apart), ("context network", CONTEXT_PREFIX, ())):
             shapes = [shapes_of(weights, prefix, without) for weights in (own, state_dict)]
             if all(shapes) and shapes[0] != shapes[1]:
@@ -117,8 +125,8 @@ def restore_to_finetune(cfg: DictConfig, trainer: Trainer | None = None) -> Mode
 
     Args:
         cfg: the whole config, with ``init_from_nemo_model`` or ``init_from_pretrained_model`` and a ``model`` block. A
-            key of that block that is null is the file's; a block without a class changes keys of the file's block
-            that has one; every other key replaces the file's.
+            key of that block that is null is the file's, but for `NULLABLE`; a block without a class changes keys of
+            the file's block that has one, or whose parts have; every other key replaces the file's.
         trainer: Lightning's Trainer, or None.
     Returns:
         a model of ours, in training mode, with its data.
@@ -165,6 +173,7 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
     path, connector = find_file(cfg)
     own = connector.read_config(path)
     cls, given = class_for(own.target, path), complete_from(cfg, own)
+    keep_feedback(own, given)
     if adapter_name(given) is not None:
         own.encoder._target_ = adapter_class(own.encoder._target_)
     model = cls.restore_from(
@@ -238,11 +247,50 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
     own = own.copy()
     with open_dict(own):
         for key, value in given.items():
+            if key in NULLABLE and value is None:
+                own.pop(key, None)
             if key in STEPS or value is None:
                 continue
-            changes = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and "_target_" in own[key]
+            changes = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and has_class(own[key])
             own[key] = OmegaConf.merge(own[key], value) if changes and "_target_" not in value else value
     return own
+
+
+def has_class(block: DictConfig) -> bool:
+    """Whether a block, or one right in it, is what a class is made from.
+
+    Examples:
+        >>> has_class(OmegaConf.create({"ctc_loss_weight": 0.3, "decoder": {"_target_": "D"}}))
+        True
+    """
+    return "_target_" in block or any(OmegaConf.is_dict(part) and "_target_" in part for part in block.values())
+
+
+def keep_feedback(own: DictConfig, given: DictConfig) -> None:
+    """Takes the file's `comat.feedback` over, which its recogniser needs, into a comat block where it is null.
+
+    Args:
+        own: the file's model config. given: the config's model block, changed in place.
+    Raises:
+        ConfigError: the block says otherwise.
+    Examples:
+        >>> given = OmegaConf.create({"comat": {"weight": 3}})
+        >>> keep_feedback(OmegaConf.create({"comat": {"feedback": True, "encoder_layer": [0]}}), given)
+        >>> given.comat
+        {'weight': 3, 'feedback': True, 'encoder_layer': [0]}
+    """
+    theirs, ours = own.get("comat") or {}, given.get("comat")
+    if ours is None or not theirs.get("feedback"):
+        return
+    for key in ("feedback", "encoder_layer"):
+        if ours.get(key) is None:
+            ours[key] = theirs[key]
+        if ours[key] != theirs[key]:
+            wanted = " ".join(f"model.comat.{name}={theirs[name]}".lower() for name in ("feedback", "encoder_layer"))
+            raise ConfigError(
+                f"model.comat.{key} is {ours[key]}, but the file's recogniser was trained with feedback and needs it; "
+                f"set it to null, or give {wanted}."
+            )
 
 
 def change_labels(model: ModelPT, given: DictConfig) -> None:
@@ -302,8 +350,9 @@ def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
     model.freeze()
     model.train()
     model.unfreeze_enabled_adapters()
-    if model.comat is not None:
-        model.comat.requires_grad_(True)
+    for ours in (model.comat, model.nemo_comat_feedback):
+        if ours is not None:
+            ours.requires_grad_(True)
 
 
 def warn_of_frozen_encoder(model: ModelPT) -> None:

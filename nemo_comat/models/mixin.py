@@ -84,8 +84,10 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def change_vocabulary(self, *args: Any, **kwargs: Any) -> None:
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
+        before = self._pieces()
         super().change_vocabulary(*args, **kwargs)
-        self._fit_feedback_to_vocabulary()
+        if self._pieces() != before:
+            self._renew_feedback_of_posteriors()
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
 
@@ -102,7 +104,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             self._teacher.check_predictions()
         if self.comat is not None and self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
             self._teacher.table(self.device)
-        if self.comat is not None and self.comat.normalize is not None and not self.comat.normalize.number:
+        if self.comat is not None and self.comat.normalize is not None:
             keep_statistics(self)
         super().on_train_start()
 

@@ -1,6 +1,8 @@
 """Statistics of the teacher's vectors over a model's training texts, taken before training starts."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,10 +21,15 @@ def keep_statistics(model: Any) -> None:
     """Takes the statistics that `comat.teacher.normalize` needs; all ranks get those of the first.
 
     Args:
-        model: with `ComatMixin`, whose training data are set up and whose `comat.normalize` has none yet.
+        model: with `ComatMixin`, whose training data are set up. Statistics that it has of this teacher stay.
     Raises:
         ConfigError: the teacher has no vector of any training text.
     """
+    source = vectors_source(getattr(model._teacher, "teacher", model._teacher).description)
+    if not model.comat.normalize.lacks(source):
+        return
+    if model.comat.normalize.number:
+        logging.info("The mean of the teacher's vectors that these weights have is of another teacher: taken anew.")
     most, found = model.cfg.comat.teacher.normalize_texts, None
     if model.global_rank == 0:
         logging.info(f"Taking the mean of the teacher's vectors over at most {most} training texts.")
@@ -36,7 +43,21 @@ def keep_statistics(model: Any) -> None:
                 "the training texts; look at model.train_ds and model.comat.teacher.max_length."
             ) from None
         logging.info(f"The mean is of {found.number} vectors.")
-    model.comat.normalize.keep(model.trainer.strategy.broadcast(found))
+    model.comat.normalize.keep(model.trainer.strategy.broadcast(found), source)
+
+
+def vectors_source(description: Mapping[str, Any]) -> int:
+    """A number that tells the vectors of a teacher from others', by `Teacher.description`: int above 0, below 2 ** 56.
+
+    Examples:
+        >>> one = {"name": "a/teacher", "layers": [0], "weights": "1234"}
+        >>> vectors_source(one) == vectors_source({**one, "name": "moved"}), vectors_source(one) == vectors_source({})
+        (True, False)
+    """
+    # what is asked of the head, the limit of length, and where known weights lie, do not change a vector
+    apart = {"top_k", "mask", "max_length", *(["name"] if description.get("weights") else [])}
+    said = json.dumps({key: value for key, value in description.items() if key not in apart}, sort_keys=True)
+    return 1 + int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "little") % (2**56 - 1)
 
 
 def _vectors(model: Any, most: int) -> Iterator[Tensor]:

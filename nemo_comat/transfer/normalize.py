@@ -1,7 +1,7 @@
 """Normalisation of the teacher's vectors: their common mean, and their spread, are taken out of them."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class TeacherNormalization(nn.Module):
     mean: Tensor
     deviation: Tensor
     number: Tensor
+    source: Tensor
 
     def __init__(self, dim: int, normalize: Normalize = "center") -> None:
         super().__init__()
@@ -85,10 +86,17 @@ class TeacherNormalization(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.ones(dim))
         self.register_buffer("number", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("source", torch.zeros((), dtype=torch.int64))
 
-    def keep(self, statistics: VectorStatistics) -> None:
+    def lacks(self, source: int) -> bool:
+        """True where there are no statistics yet, or those of other vectors; `source` as in `keep`, 0 = not known."""
+        return not self.number or (int(self.source) not in (0, source))
+
+    def keep(self, statistics: VectorStatistics, source: int = 0) -> None:
         """Takes statistics over for good.
 
+        Args:
+            statistics: of `vector_statistics`. source: a number that tells the vectors' teacher from others.
         Raises:
             ValueError: they are of vectors of another width.
         """
@@ -99,6 +107,12 @@ class TeacherNormalization(nn.Module):
             )
         for name, value in statistics._asdict().items():
             getattr(self, name).copy_(torch.as_tensor(value))
+        self.source.fill_(source)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # weights of before do not say it
+        state_dict.setdefault(f"{prefix}source", torch.zeros_like(self.source))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[..., D] to [..., D] float32."""

@@ -70,8 +70,8 @@ def describe(model: Any) -> str:
             f"  compress   {_frames(model)}: {steps['compress']}",
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
-            f"  loss       {_ctc(model)}{_consistency(block)} + {block.weight:g} * transfer{_rise(block)}",
-            f"  inference  {INFERENCE[block.feedback]}",
+            f"  loss       {_recogniser(model)}{_consistency(block)} + {block.weight:g} * transfer{_rise(block)}",
+            f"  inference  {INFERENCE[block.feedback].replace('CTC', 'RNN-T or CTC' if _is_hybrid(model) else 'CTC')}",
         ]
     )
 
@@ -142,7 +142,7 @@ def _projection(model: Any) -> str:
 
 
 def _without_comat(model: Any, block: Mapping[str, Any] | DictConfig) -> str:
-    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else _ctc(model)
+    what = "CTC whose intermediate posteriors are fed back" if block.get("feedback") else _recogniser(model)
     return ("plain CTC" if what == "CTC" else what) + _consistency(block)
 
 
@@ -151,13 +151,22 @@ def _consistency(block: Mapping[str, Any] | DictConfig) -> str:
     return f" + {weight:g} * consistency of two views of each batch" if weight else ""
 
 
-def _ctc(model: Any) -> str:
-    interctc = model.cfg.get("interctc") or {}
+def _is_hybrid(model: Any) -> bool:
+    return model.cfg.get("aux_ctc") is not None
+
+
+def _recogniser(model: Any) -> str:
+    """The losses of the decoder or the two, and of InterCTC."""
+    main, interctc = "CTC", model.cfg.get("interctc") or {}
+    if _is_hybrid(model):
+        share = model.ctc_loss_weight
+        main = f"{1 - share:g} * RNN-T + {share:g} * CTC"
     weights, layers = interctc.get("loss_weights") or (), interctc.get("apply_at_layers") or ()
     if not weights:
-        return "CTC"
+        return main
     between = [f"{weight:g} * CTC of layer {layer}" for weight, layer in zip(weights, layers, strict=True)]
-    return " + ".join([f"{1 - sum(weights):g} * CTC", *between])
+    main = f"({main})" if _is_hybrid(model) else main
+    return " + ".join([f"{1 - sum(weights):g} * {main}", *between])
 
 
 def _rise(block: DictConfig) -> str:

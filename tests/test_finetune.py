@@ -232,7 +232,7 @@ def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
     model, before, _ = finetune(tmp_path / "m.nemo", *adapter, steps=2)
     assert "nemo_comat_feedback" in parts(moved(before, model))
     for overrides, message in [
-        ("++model.comat.feedback=false", r"feedback is False, but .* null, or give model.comat.feedback=true .*layer=\[0\]"),
+        ("++model.comat.feedback=false", r"feedback is False, .* null, or give .*feedback=true .*layer=\[0\]"),
         ("++model.comat.encoder_layer=1", r"encoder_layer is 1, but the file's recogniser was trained with feedback"),
         ("++model.comat.projection.dim=12", "feedback does not fit this comat block's teacher or projection"),
     ]:

@@ -1,7 +1,7 @@
 """Draws one utterance: its log-mel, its segments, and which token of the language model each of them is aligned with.
 
     python examples/plot_alignment.py MODEL.nemo AUDIO --text "what is said" --out=alignment.png
-    python examples/plot_alignment.py MODEL.nemo AUDIO --decode    # align what the model hears
+    python examples/plot_alignment.py MODEL.nemo AUDIO --decode --out=heard.png    # align what the model hears
 
 MODEL.nemo is a file of ours; its teacher must be at hand (installed, a folder, or on the hub). A picture that is there
 already is replaced with --overwrite alone.

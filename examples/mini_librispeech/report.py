@@ -189,7 +189,7 @@ def explanation(runs):
     """What the table's numbers are, and where they come from."""
     every = [seed for seeds in runs.values() for seed in seeds]
     commits, devices = (", ".join(sorted({seed["run"][key] for seed in every})) for key in ("commit", "device"))
-    test = every[0]["test"]
+    test, steps = every[0]["test"], max(row["step"] for seed in every for row in seed["history"])
     return [
         f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding of "
         "the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, with the 95 % "
@@ -197,7 +197,7 @@ def explanation(runs):
         "other seeds). Step time (median, data loading included) and peak memory are ratios to "
         f"{next(iter(runs))} as trained here; active is the mean share of rows in the transfer loss.",
         "",
-        f"Encoder of {every[0]['run']['encoder_parameters'] / 1e6:.1f} M parameters, {every[0]['run']['steps']} steps; "
+        f"Encoder of {every[0]['run']['encoder_parameters'] / 1e6:.1f} M parameters, {steps} steps; "
         f"{devices}; commit {commits}.",
     ]
 

@@ -96,11 +96,16 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
     return {
         "teacher": f"{name}, {_layers(block.teacher.layers)}{_units(block.teacher.units)}"
         + NORMALIZE[block.teacher.normalize],
-        "compress": COMPRESS[block.compress.method].format(**{**block.compress, **words}),
-        "align": ALIGN[block.align.method].format(**block.align) + ", within words" * block.align.within_words,
+        "compress": _words_of(block.compress.method, COMPRESS).format(**{**block.compress, **words}),
+        "align": _words_of(block.align.method, ALIGN).format(**block.align) + ", within words" * block.align.within_words,
         "transfer": _context(block)
-        + TRANSFER[block.transfer.loss].format(among=_among(block.transfer.negatives), **block.transfer),
+        + _words_of(block.transfer.loss, TRANSFER).format(among=_among(block.transfer.negatives), **block.transfer),
     }
+
+
+def _words_of(name: str, words: Mapping[str, str]) -> str:
+    """What is said of a method or a loss: its name where a user added it, for which there are no words."""
+    return words.get(name, name)
 
 
 def _context(block: DictConfig) -> str:

@@ -115,7 +115,7 @@ def build_page(model_path, rows, error_rate, picture, scalars):
 
     Args:
         model_path: path. rows: list of (reference, transcript, path of the audio) of all that was transcribed.
-        error_rate: of words, 0.1 is ten percent. picture: path of an alignment. scalars: of `read_scalars`.
+        error_rate: of words, 0.1 is ten percent. picture: path of an alignment, or None. scalars: of `read_scalars`.
     """
     words = sum(len(reference.split()) for reference, _, _ in rows)
     page = Page(
@@ -137,13 +137,14 @@ def build_page(model_path, rows, error_rate, picture, scalars):
         ["Words that were not recognised are crossed out; words that stand in their place are underlined."],
     )
     note = "Below: segments of the speech. At the side: the tokens that the language model reads. Framed: the path."
-    page.picture(
-        "Alignment of the first sentence",
-        file_uri(picture),
-        "Similarity of each segment with each token, and the path of the alignment through it",
-        [note],
-        wide=True,
-    )
+    if picture is not None:
+        page.picture(
+            "Alignment of the first sentence",
+            file_uri(picture),
+            "Similarity of each segment with each token, and the path of the alignment through it",
+            [note],
+            wide=True,
+        )
     drawn = chart(curves_of(scalars), xlabel="steps")
     if drawn is not None:
         page.picture("Training", drawn, "Losses and word error rate by training step", wide=True)
@@ -153,6 +154,16 @@ def build_page(model_path, rows, error_rate, picture, scalars):
         + next_steps(model_path),
     )
     return page
+
+
+def first_alignment(model, audio, texts):
+    """Text and alignment of the first of ten utterances that has one; raises ValueError where none has."""
+    for file, text in list(zip(audio, texts))[:10]:
+        try:
+            return text, model.align_text(file, text)
+        except ValueError as error:
+            reason = error
+    raise reason
 
 
 def report(model_path, manifest, picture=None, html=None, overwrite=False):
@@ -170,13 +181,19 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
         model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
         announce(f"Transcribing {len(texts)} utterances; this takes seconds on a quiet machine.")
         found = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=16, verbose=False)]
-        with written_beside(picture) as file:
-            plot_alignment(model.align_text(audio[0], texts[0]), file, title=texts[0])
+        try:
+            title, alignment = first_alignment(model, audio, texts)
+        except ValueError as error:
+            picture, shown = None, f"No picture of an alignment: {error}"
+        else:
+            shown = f"Alignment of the first one: {picture}"
+            with written_beside(picture) as file:
+                plot_alignment(alignment, file, title=title)
         rows, error_rate = list(zip(texts, found, audio, strict=True)), word_error_rate(found, texts)
         lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * error_rate:.1f} %", ""]
         for text, transcript, _ in some(rows):
             lines += [f"  reference   {text}", f"  transcript  {transcript}", ""]
-        lines += [f"Alignment of the first one: {picture}", f"Checkpoint:                 {model_path}"]
+        lines += [shown, f"Checkpoint:                 {model_path}"]
         if html is not None:
             # exp_manager's folder of a run holds checkpoints/ and TensorBoard's files
             run = model_path.resolve().parents[1] if model_path.resolve().parent.name == "checkpoints" else None

@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.models.data import LOADERS
-from nemo_comat.models.finetune import check_start, restore_to_finetune, starts_from_file
+from nemo_comat.models.finetune import allow_init_from, check_start, restore_to_finetune, starts_from_file
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
 from nemo_comat.models.time_left import TimeLeft
@@ -42,11 +42,6 @@ from nemo_comat.models.time_left import TimeLeft
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # the config that all in conf/ are based on
 SHIPPED = CORPUS.parents[1] / "conf" / "conformer_ctc_comat.yaml"
-
-
-def allow_init_from(arguments):
-    """Lets init_from_nemo_model=… and its like be given without Hydra's +, though no config lists them."""
-    return [f"++{argument}" if argument.startswith("init_from_") else argument for argument in arguments]
 
 
 def has_value(block, key):
@@ -122,11 +117,6 @@ def complete(cfg):
     """Checks a config, its data apart, and fills in the embedded corpus."""
     if cfg.get("model") is None:
         raise ConfigError("The config has no model block; give a NeMo config of a CTC model, with a comat block.")
-    if cfg.model.get("joint") is not None and cfg.model.get("aux_ctc") is None:
-        raise ConfigError(
-            "The config is of an RNN-T model, which has no CTC decoder; add NeMo's model.aux_ctc, which makes a hybrid "
-            "model of it."
-        )
     if cfg.model.get("comat") is not None:
         read_comat_config(cfg.model.comat)
     named = [name for name in LOADERS if names_data(cfg, name)]
@@ -138,8 +128,24 @@ def complete(cfg):
         raise ConfigError("No data are named; give model.train_ds.manifest_filepath=FILE.")
     if starts_from_file(cfg):
         check_start(cfg)
-    elif not by_characters(cfg):
+        return
+    check_decoders(cfg)
+    if not by_characters(cfg):
         check_tokenizer(cfg)
+
+
+def check_decoders(cfg):
+    """Raises for the RNN-T models that have no CTC decoder, or one of letters, which no class of ours is for."""
+    if cfg.model.get("joint") is not None and cfg.model.get("aux_ctc") is None:
+        raise ConfigError(
+            "The config is of an RNN-T model, which has no CTC decoder; add NeMo's model.aux_ctc, which makes a hybrid "
+            "model of it."
+        )
+    if cfg.model.get("aux_ctc") is not None and by_characters(cfg):
+        raise ConfigError(
+            "The config is of a hybrid model of letters, and COMAT trains those of subwords; give model.tokenizer.dir "
+            "and model.tokenizer.type."
+        )
 
 
 def complete_datasets(cfg, named):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModelBPE, Teacher, describe
 from nemo_comat.comat import ALIGNERS, COMPRESSORS
+from nemo_comat.config import read_comat_config
 from nemo_comat.transfer import LOSSES
 from nemo_comat.views.description import ALIGN, COMPRESS, TRANSFER, describe_steps
 
@@ -100,3 +101,11 @@ def test_it_is_said_once_where_training_starts(small_cfg, monkeypatch):
     monkeypatch.setattr(logging, "info", said.append)
     model.on_train_start()
     assert said == [describe(model)]
+
+
+def test_a_method_of_ones_own_is_called_by_its_name(monkeypatch):
+    monkeypatch.setitem(COMPRESSORS, "window", COMPRESSORS["none"])
+    monkeypatch.setitem(ALIGNERS, "even", ALIGNERS["monotonic"])
+    block = read_comat_config({"compress": {"method": "window"}, "align": {"method": "even"}})
+    steps = describe_steps(block)
+    assert (steps["compress"], steps["align"]) == ("window", "even")

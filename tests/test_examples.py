@@ -537,6 +537,19 @@ def test_report_shows_error_rate_transcripts_picture_and_checkpoint(small_cfg, t
     assert (tmp_path / "alignment.png").read_text() == "mine"
 
 
+def test_a_report_does_without_what_cannot_be_aligned(small_cfg, manifest, tmp_path):
+    model = tmp_path / "m.nemo"
+    ComatCTCModelBPE(cfg=small_cfg).save_to(str(model))
+    rows = [json.loads(line) for line in open(manifest)][:2]
+    script = load_script("demo_report")
+    for texts, picture in ((["", rows[1]["text"]], True), (["", "a " * 200], False)):
+        (tmp_path / "m.json").write_text("\n".join(json.dumps({**row, "text": t}) for row, t in zip(rows, texts)))
+        out = tmp_path / f"{picture}.png"
+        lines = script.report(model, tmp_path / "m.json", out, tmp_path / f"{picture}.html")
+        assert out.exists() is picture and any("No picture of an alig" in line for line in lines) is not picture
+        assert lines[0].startswith("Word error rate on 2 held-out") and (tmp_path / f"{picture}.html").exists()
+
+
 def test_the_report_as_a_page_has_the_curves_of_a_run_that_went_on(small_cfg, tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 

@@ -216,8 +216,11 @@ def test_characters_and_hybrid_models(finetune, base_cfg, tmp_path, theirs, ours
 def test_a_part_of_a_hybrids_ctc_decoder_is_changed_key_by_key(finetune, base_cfg, tmp_path):
     cfg = configs.hybrid(with_comat(copy.deepcopy(base_cfg.model), None))
     EncDecHybridRNNTCTCBPEModel(cfg=cfg).save_to(str(tmp_path / "m.nemo"))
-    model, *_ = finetune(tmp_path / "m.nemo", "++model.aux_ctc.ctc_loss_weight=0.5", steps=0)
+    model, *_ = finetune(
+        tmp_path / "m.nemo", "++model.aux_ctc.ctc_loss_weight=0.5", "++model.joint.fused_batch_size=2", steps=0
+    )
     assert model.ctc_loss_weight == 0.5 and len(model.ctc_decoder.vocabulary) == 32
+    assert model.joint._fused_batch_size == 2
 
 
 def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
@@ -305,6 +308,14 @@ def test_mistakes_get_one_sentence(script, trained, manifest):
         with pytest.raises(ConfigError, match=message) as error:
             script.prepare(configured(manifest, *overrides))
         assert "\n" not in str(error.value)
+
+
+def test_a_file_may_be_named_from_home(trained, manifest, script, monkeypatch):
+    folder, _, name = trained[0].rpartition("/")
+    monkeypatch.setenv("HOME", folder)
+    cfg = configured(manifest, f"++init_from_nemo_model='~/{name}'")
+    script.prepare(cfg)
+    assert type(restore_to_finetune(cfg)) is ComatCTCModelBPE
 
 
 def test_files_that_cannot_be_tuned_get_one_sentence():

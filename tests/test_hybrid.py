@@ -50,6 +50,9 @@ def test_a_hybrid_config_is_for_the_script_too(hybrid_cfg):
     said = describe(model)
     assert "loss       0.8 * (0.7 * RNN-T + 0.3 * CTC) + 0.2 * CTC of layer 0 + 10 * transfer" in said
     assert "inference  unchanged, plain RNN-T or CTC: " in said
+    letters = OmegaConf.create({"model": {**hybrid_cfg, "tokenizer": None, "labels": ["a", "b"]}})
+    with pytest.raises(ConfigError, match="of a hybrid model of letters, .* give model.tokenizer.dir"):
+        script.prepare(letters)
     cfg.model.aux_ctc = None
     with pytest.raises(ConfigError, match="of an RNN-T model, .* add NeMo's model.aux_ctc"):
         script.prepare(cfg)

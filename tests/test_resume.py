@@ -28,11 +28,11 @@ class Stopper(pl.Callback):
             os.kill(os.getpid(), self.by)
 
 
-def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
+def fit(cfg, folder, stop_at=None, by=signal.SIGTERM, *, epochs=2, stopper=Stopper, save_last=None, **more):
     """Trains two epochs with exp_manager, or what is left of them; returns the losses of its steps."""
-    stopper = Stopper(stop_at, by)
+    stopper = stopper(stop_at, by)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, max_epochs=2, logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        accelerator="cpu", devices=1, max_epochs=epochs, logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Resumable(), stopper],
     )  # fmt: skip
     options = {
@@ -41,7 +41,10 @@ def fit(cfg, folder, stop_at=None, by=signal.SIGTERM):
         "checkpoint_callback_params": {"monitor": "val_wer", "mode": "min", "save_top_k": 1},
         "resume_if_exists": True,
         "resume_ignore_no_checkpoint": True,
+        **more,
     }
+    if save_last is not None:
+        options["checkpoint_callback_params"]["save_last"] = save_last
     # a test before may have left its own, whose working directory exp_manager compares
     HydraConfig.instance().cfg = None
     exp_manager(trainer, OmegaConf.create(options))
@@ -72,6 +75,43 @@ def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path,
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [list(losses) for losses in parts] == [[1], [2, 3, 4, 5, 6], [7, 8]]
     assert {**parts[0], **parts[1], **parts[2]} == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("first", [dict(epochs=1), dict(stop_at=4)])
+def test_a_run_that_ended_with_an_epoch_goes_on_with_the_next(small_cfg, tmp_path, first):
+    small_cfg.train_ds.batch_size = 4
+    whole = fit(small_cfg, tmp_path / "whole")
+    parts = [fit(small_cfg, tmp_path / "parts", **first), fit(small_cfg, tmp_path / "parts")]
+    assert [list(losses) for losses in parts] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert {**parts[0], **parts[1]} == pytest.approx(whole, rel=1e-4)
+
+
+def test_what_is_stopped_is_kept_where_ends_are_not(small_cfg, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    fit(small_cfg, tmp_path, stop_at=2, save_last=False)
+    assert list(fit(small_cfg, tmp_path, stop_at=3, save_last=False)) == [3]
+
+
+class StopperInValidation(Stopper):
+    """Keeps the weights that are trained, and sends the signal in the first validation."""
+
+    def on_validation_start(self, trainer, model):
+        if self.losses:
+            os.kill(os.getpid(), self.by)
+
+    def on_train_batch_end(self, trainer, model, *args):
+        super().on_train_batch_end(trainer, model, *args)
+        self.losses["weight"] = model.encoder.layers[0].norm_out.weight.detach().clone()
+
+
+def test_the_weights_that_are_trained_are_saved_in_validation_too(small_cfg, tmp_path):
+    # NeMo's EMA puts other weights into the model for as long as it validates
+    small_cfg.optim.lr = 0.1
+    ema = {"enable": True, "decay": 0.9}
+    losses = fit(small_cfg, tmp_path, stop_at=99, stopper=StopperInValidation, ema=ema)
+    (file,) = (file for file in tmp_path.rglob("*-last.ckpt") if "EMA" not in file.name)
+    saved = torch.load(file, weights_only=False)["state_dict"]["encoder.layers.0.norm_out.weight"]
+    assert saved.equal(losses["weight"])
 
 
 def test_an_epochs_order_needs_no_epoch_before_it():

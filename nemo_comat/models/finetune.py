@@ -4,7 +4,7 @@ The keys are those of NeMo's own scripts for fine-tuning and for adapters.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -54,6 +54,16 @@ class FinetuneConnector(ComatSaveRestoreConnector):
         super().load_instance_with_state_dict(instance, state_dict, strict)
 
 
+def allow_init_from(arguments: Iterable[str]) -> list[str]:
+    """Arguments for Hydra that let init_from_nemo_model=… and its like be given without +, though no config lists them.
+
+    Examples:
+        >>> allow_init_from(["train.py", "init_from_nemo_model=m.nemo"])
+        ['train.py', '++init_from_nemo_model=m.nemo']
+    """
+    return [f"++{argument}" if argument.startswith("init_from_") else argument for argument in arguments]
+
+
 def starts_from_file(cfg: DictConfig) -> bool:
     """True where a config leaves the architecture to the file that it starts from.
 
@@ -84,7 +94,7 @@ def check_start(cfg: DictConfig) -> None:
         )
     if not isinstance(file or name, str):
         raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
-    if file is not None and not os.path.exists(file):
+    if file is not None and not os.path.exists(os.path.expanduser(file)):
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
     tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
     check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
@@ -198,6 +208,7 @@ def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
     path = cfg.get("init_from_nemo_model")
     if path is None:
         path = ASRModel.from_pretrained(cfg.init_from_pretrained_model, return_model_file=True)
+    path = os.path.expanduser(path)
     if os.path.isdir(path):
         connector.model_extracted_dir = path
     return path, connector

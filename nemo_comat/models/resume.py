@@ -9,12 +9,13 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from nemo.collections.common.callbacks import EMA
 from nemo.utils import logging
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
@@ -71,9 +72,12 @@ class Resumable(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds where the epoch stands, and the state of the random numbers."""
+        epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+        # between two epochs the number of the epoch is the next one's, and the batches are those of the last one
+        between = epochs.completed == epochs.ready
         checkpoint[STATE] = {
             "epoch": trainer.current_epoch,
-            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.completed,
+            "batches": 0 if between else batches.completed,
             "seed": self._sampler and self._sampler.seed,
             "random": random_state(),
         }
@@ -128,12 +132,27 @@ class Resumable(pl.Callback):
         saver: Any = trainer.checkpoint_callback
         if trainer.world_size > 1 or not isinstance(exception, SIGTERMException) or saver is None:
             return
-        # as NeMo's PreemptionCallback does it, so that exp_manager finds it
+        give_weights_back(trainer)
+        # as NeMo's PreemptionCallback does it, so that exp_manager finds it; save_last=false is for runs to their end
+        save_last, saver.save_last = saver.save_last, True
         saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
+        saver.save_last = save_last
         logging.info(
             f"Stopped at step {trainer.global_step}; saved {saver.last_model_path}. The same command with "
             "exp_manager.resume_if_exists=true and the same folder goes on from there."
         )
+
+
+def give_weights_back(trainer: pl.Trainer) -> None:
+    """Undoes the exchange of weights that NeMo's EMA makes for as long as a validation lasts.
+
+    Examples:
+        >>> give_weights_back(pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+    """
+    if trainer.validating or trainer.sanity_checking:
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, EMA):
+                callback.on_validation_end(trainer, trainer.lightning_module)
 
 
 def is_shuffled(loader: Any) -> bool:

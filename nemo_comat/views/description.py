@@ -97,7 +97,8 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
         "teacher": f"{name}, {_layers(block.teacher.layers)}{_units(block.teacher.units)}"
         + NORMALIZE[block.teacher.normalize],
         "compress": _words_of(block.compress.method, COMPRESS).format(**{**block.compress, **words}),
-        "align": _words_of(block.align.method, ALIGN).format(**block.align) + ", within words" * block.align.within_words,
+        "align": _words_of(block.align.method, ALIGN).format(**block.align)
+        + ", within words" * block.align.within_words,
         "transfer": _context(block)
         + _words_of(block.transfer.loss, TRANSFER).format(among=_among(block.transfer.negatives), **block.transfer),
     }

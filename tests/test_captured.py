@@ -1,5 +1,6 @@
 """What a module gives is kept once, and nothing stays on it."""
 
+import pytest
 import torch
 
 from nemo_comat.models.captured import captured
@@ -12,3 +13,10 @@ def test_the_first_call_of_a_module_is_captured():
         double(torch.ones(1))
         double(torch.zeros(1))
     assert seen["double"].item() == 2 and not double._forward_hooks
+
+
+def test_an_error_leaves_nothing_on_it_either():
+    double = torch.nn.Linear(1, 1)
+    with pytest.raises(KeyError), captured(double=double):
+        raise KeyError
+    assert not double._forward_hooks

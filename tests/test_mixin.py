@@ -88,9 +88,18 @@ def test_without_comat_it_is_nemos_ctc_bit_for_bit(small_cfg, block):
 
 
 def test_comat_leaves_data_order_and_dropout_alone(small_cfg):
-    _, plain = train(ComatCTCModelBPE, with_comat(small_cfg, None), steps=1)
-    _, ours = train(ComatCTCModelBPE, with_comat(small_cfg, {}), steps=1)
-    assert ours[0]["train_ctc_loss"] == plain[0]["train_loss"]
+    small_cfg.optim.lr = 0.0  # so that steps differ by what is drawn alone
+    _, plain = train(ComatCTCModelBPE, with_comat(small_cfg, None))
+    _, ours = train(ComatCTCModelBPE, with_comat(small_cfg, {"context": {"layers": 1}}))
+    assert [step["train_ctc_loss"] for step in ours] == [step["train_loss"] for step in plain]
+    assert len({step["train_loss"] for step in plain}) == 3
+
+
+def test_a_weight_that_comes_too_late_is_told_of(small_cfg):
+    model = ComatCTCModelBPE(cfg=with_comat(small_cfg, {"weight": 0}))
+    model.cfg.comat.weight = 5
+    with pytest.raises(ConfigError, match="weight was 0 when this model was made; make or restore it"):
+        quiet_trainer(1).fit(model)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -184,6 +184,11 @@ def test_one_layer_unfrozen_gets_gradients_from_the_transfer_too(model):
     assert grads and all(name.startswith("encoder.layers.1.") for name in grads)
     assert moved(before, model) <= set(grads)
     assert [step["train_active_fraction"] for step in logged] == [1.0, 1.0]
+    pulls = {}
+    for weight in (1e-9, 1000.0):
+        model.cfg.comat.weight = weight
+        _, pulls[weight] = train_on(model, steps=1)
+    assert any(pulls[1000.0][name].norm() > 2 * grad.norm() for name, grad in pulls[1e-9].items())
 
 
 def test_a_frozen_model_is_unfrozen_whole(model):

@@ -83,14 +83,17 @@ class AlignmentMixin(Host):
     def _align(
         self, signal: Tensor, signal_len: Tensor, transcript: Tensor, transcript_len: Tensor, texts: list[str]
     ) -> tuple[ComatOutput, Any]:
-        mode, _ = self.training, self.eval()
+        # parts of it may be frozen, in another mode than the rest
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
         try:
             with captured(**self._watched(), features=self.preprocessor) as seen:
                 self.forward(input_signal=signal, input_signal_length=signal_len)
             teacher = self._ask(texts, transcript, transcript_len, signal.device).result()
             return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
         finally:
-            self.train(mode)
+            for module, mode in modes.items():
+                module.training = mode
 
     def _read_alignment(self, output: ComatOutput, features: Any, row: int, text: str) -> Alignment:
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])

@@ -24,7 +24,7 @@ def silence_bad_audio(batch: Any) -> tuple[Any, Tensor]:
     signal, signal_len, transcript, transcript_len = batch
     if not isinstance(batch, (tuple, list)):  # of DALI, whose class says more than its four tensors
         return batch, torch.zeros_like(transcript_len, dtype=torch.bool)
-    bad = ~(signal.abs() <= LOUDEST).flatten(1).all(1)
+    bad = ~(signal.float().abs() <= LOUDEST).flatten(1).all(1)
     signal = torch.where(bad.view(-1, *[1] * (signal.dim() - 1)), 0, signal)
     batch = signal, signal_len, transcript, torch.where(bad, 0, transcript_len)
     return batch, bad

@@ -98,6 +98,10 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def on_train_start(self) -> None:
         """As NeMo's; says in the log what will be learnt from where."""
+        if self.comat is None and (self._cfg.get("comat") or {}).get("weight"):
+            raise ConfigError(
+                "model.comat.weight was 0 when this model was made; make or restore it with the new weight."
+            )
         logging.info(describe(self))
         self._is_first_batch = True
         if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nemo_comat.config import ConfigError
 from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reader_of, reference_text
-from nemo_comat.transfer import vector_statistics
+from nemo_comat.transfer import VectorStatistics, vector_statistics
 
 # texts that are embedded in one batch
 TOGETHER = 64
@@ -30,20 +30,33 @@ def keep_statistics(model: Any) -> None:
         return
     if model.comat.normalize.number:
         logging.info("The mean of the teacher's vectors that these weights have is of another teacher: taken anew.")
-    most, found = model.cfg.comat.teacher.normalize_texts, None
-    if model.global_rank == 0:
-        logging.info(f"Taking the mean of the teacher's vectors over at most {most} training texts.")
-        try:
-            # data order, dropout and augmentation stay those of a run without this
-            with isolate_rng():
-                found = vector_statistics(_vectors(model, most))
-        except ValueError as error:
-            raise ConfigError(
-                f"model.comat.teacher.normalize={model.comat.normalize.method}, but {error}: the teacher reads none of "
-                "the training texts; look at model.train_ds and model.comat.teacher.max_length."
-            ) from None
-        logging.info(f"The mean is of {found.number} vectors.")
-    model.comat.normalize.keep(model.trainer.strategy.broadcast(found), source)
+    most = model.cfg.comat.teacher.normalize_texts
+    # data order, dropout and augmentation stay those of a run without this
+    with isolate_rng():
+        # on each rank: some of NeMo's readers wait for the others' when they are made
+        loader = None if hasattr(model._teacher, "cache") else _loader_of_texts(model)
+        found, error = _take(model, most, loader) if model.global_rank == 0 else (None, None)
+    # the other ranks wait here, so they are told of an error too
+    found, said = model.trainer.strategy.broadcast((found, error and str(error)))
+    if said is not None:
+        raise error or ConfigError(said)
+    model.comat.normalize.keep(found, source)
+
+
+def _take(model: Any, most: int, loader: Any) -> tuple[VectorStatistics | None, Exception | None]:
+    """Statistics, or the error that prevented them."""
+    logging.info(f"Taking the mean of the teacher's vectors over at most {most} training texts.")
+    try:
+        found = vector_statistics(_vectors(model, most, loader))
+    except ValueError as error:
+        return None, ConfigError(
+            f"model.comat.teacher.normalize={model.comat.normalize.method}, but {error}: the teacher reads none of "
+            "the training texts; look at model.train_ds and model.comat.teacher.max_length."
+        )
+    except Exception as error:  # of the teacher, its cache or the data; it is raised once the others know
+        return None, error
+    logging.info(f"The mean is of {found.number} vectors.")
+    return found, None
 
 
 def vectors_source(description: Mapping[str, Any]) -> int:
@@ -60,14 +73,14 @@ def vectors_source(description: Mapping[str, Any]) -> int:
     return 1 + int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "little") % (2**56 - 1)
 
 
-def _vectors(model: Any, most: int) -> Iterator[Tensor]:
+def _vectors(model: Any, most: int, loader: Any) -> Iterator[Tensor]:
     """Vectors [n, Dp] of training texts: the cache's where there is one, else of texts that are embedded now."""
     teacher = model._teacher
     if hasattr(teacher, "cache"):
         yield from teacher.cache.sample(most)
         return
     batch: list[str] = []
-    for text in training_texts(model, most):
+    for text in training_texts(model, most, loader):
         batch.append(text)
         if len(batch) == TOGETHER:
             yield from (row.vectors for row in teacher.embed(batch, model.device))
@@ -75,11 +88,12 @@ def _vectors(model: Any, most: int) -> Iterator[Tensor]:
     yield from (row.vectors for row in teacher.embed(batch, model.device))
 
 
-def training_texts(model: Any, most: int) -> Iterator[str]:
+def training_texts(model: Any, most: int, loader: Any = None) -> Iterator[str]:
     """Training texts as the teacher gets them, at most so many, the same at each call.
 
     Args:
         model: with `ComatMixin`, whose training data are set up. most: int.
+        loader: of training data, whose batches the texts are read from; None where the data list their rows.
     Yields:
         str: of a plain manifest texts spread evenly over it, else those of the first batches.
     Examples:
@@ -89,26 +103,38 @@ def training_texts(model: Any, most: int) -> Iterator[str]:
         >>> list(training_texts(Stand(_train_dl=Stand(dataset=reader), _reads_manifest=True), most=2))
         ['one', 'three']
     """
-    reader = reader_of(model._train_dl)
-    collection = getattr(getattr(reader, "manifest_processor", None), "collection", None)
-    # tarred data may have a manifest for each shard, which is read as its shard is
-    if collection is not None and not hasattr(reader, "shard_manifests"):
-        step = max(1, -(-len(collection) // most))
-        for item in (collection[i] for i in range(0, len(collection), step)):
-            yield manifest_text([item.text_raw]) if model._reads_manifest else _as_read(model, item)
+    if loader is not None:
+        yield from _texts_of_batches(model, most, loader)
         return
-    yield from _texts_of_batches(model, most)
+    collection = _listed_rows(model)
+    step = max(1, -(-len(collection) // most))
+    for item in (collection[i] for i in range(0, len(collection), step)):
+        yield manifest_text([item.text_raw]) if model._reads_manifest else _as_read(model, item)
+
+
+def _listed_rows(model: Any) -> Any:
+    """The rows of the training data that a manifest lists in whole; None where they come otherwise."""
+    reader = reader_of(model._train_dl)
+    # tarred data may have a manifest for each shard, which is read as its shard is
+    listed = not hasattr(reader, "shard_manifests")
+    return getattr(getattr(reader, "manifest_processor", None), "collection", None) if listed else None
+
+
+def _loader_of_texts(model: Any) -> Any:
+    """A loader of its own for data that list no rows, for the one that trains begins with its first batch; or None."""
+    if _listed_rows(model) is not None:
+        return None
+    loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
+    if model._reads_manifest:
+        name_samples(loader)
+    return loader
 
 
 def _as_read(model: Any, item: Any) -> str:
     return reference_text(model._text_tokenizer(), [int(i) for i in item.text_tokens])
 
 
-def _texts_of_batches(model: Any, most: int) -> Iterator[str]:
-    # a loader of its own: the one that trains begins with its first batch
-    loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
-    if model._reads_manifest:
-        name_samples(loader)
+def _texts_of_batches(model: Any, most: int, loader: Any) -> Iterator[str]:
     count = 0
     for batch in loader:
         texts = manifest_texts(loader, batch[4]) if model._reads_manifest else model.transcript_texts(*batch[2:4])

@@ -63,7 +63,14 @@ def pytest_collection_finish():
     # what is imported stays to the end: Python need not look through it for garbage, a tenth of all the time
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.disable()
+
+
+def pytest_runtest_teardown(item):
+    # nor need it look while a test runs: what is in cycles, as a model and its trainer are, goes after some tests
+    item.session.torn_down = getattr(item.session, "torn_down", 0) + 1
+    if item.session.torn_down % 20 == 0:
+        gc.collect()
 
 
 class Emulation:

@@ -67,6 +67,9 @@ def pytest_collection_finish():
 
 
 def pytest_runtest_teardown(item):
+    if "hydra.core.hydra_config" in sys.modules:
+        # a composed config stays Hydra's own for the process, and exp_manager looks at its working directory
+        sys.modules["hydra.core.hydra_config"].HydraConfig.instance().cfg = None
     # nor need it look while a test runs: what is in cycles, as a model and its trainer are, goes after some tests
     item.session.torn_down = getattr(item.session, "torn_down", 0) + 1
     if item.session.torn_down % 20 == 0:

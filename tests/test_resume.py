@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
@@ -47,8 +46,6 @@ def fit(cfg, folder, stop_at=None, by=signal.SIGTERM, *, epochs=2, stopper=Stopp
     }
     if save_last is not None:
         options["checkpoint_callback_params"]["save_last"] = save_last
-    # a test before may have left its own, whose working directory exp_manager compares
-    HydraConfig.instance().cfg = None
     exp_manager(trainer, OmegaConf.create(options))
     if not list(folder.rglob("*.ckpt")):
         pl.seed_everything(3, verbose=False)

@@ -113,6 +113,12 @@ def test_a_new_vocabulary_gets_a_new_feedback_of_posteriors(small_cfg):
     assert fed.back.in_features == before + 3
 
 
+def test_a_vocabulary_is_asked_for_only_where_its_posteriors_are_fed_back(small_cfg):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, True))
+    del model.decoder._ConvASRDecoder__vocabulary  # a decoder may have none
+    assert model._fed_pieces() is None
+
+
 def test_the_feedback_of_posteriors_is_of_its_pieces(small_cfg, manifest, tmp_path):
     model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
     (fed,) = model.nemo_comat_feedback

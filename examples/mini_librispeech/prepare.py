@@ -178,8 +178,8 @@ def at_speed(rows, speed):
             faster = soxr.resample(samples, rate, rate / speed)
             with written_beside(file) as part:
                 soundfile.write(part, faster, rate, subtype="PCM_16", format="WAV")
-        times = {"duration": seconds_of(row), **({"offset": row["offset"]} if row.get("offset") else {})}
-        times = {key: seconds / speed for key, seconds in times.items()}
+        times = {"duration": seconds_of(row), "offset": row.get("offset")}
+        times = {key: seconds / speed for key, seconds in times.items() if seconds}
         return {**row, "audio_filepath": str(file), **times, "speed": speed}
 
     return in_threads(play, rows, f"speed {speed:g}")

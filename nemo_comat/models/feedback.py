@@ -37,13 +37,13 @@ class FeedbackMixin(Host):
         for number, (named, layer) in enumerate(layers):
             self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 
-    def _pieces(self) -> list[str]:
-        return list(self._ctc_decoder().vocabulary)
+    def _fed_pieces(self) -> list[str] | None:
+        """The vocabulary whose posteriors are fed back; None where none are."""
+        fed = self.nemo_comat_feedback is not None and self._cfg.comat.feedback == "ctc"
+        return list(self._ctc_decoder().vocabulary) if fed else None
 
     def _renew_feedback_of_posteriors(self) -> None:
         """Begins the feedback of posteriors anew, for a vocabulary of other pieces."""
-        if self.nemo_comat_feedback is None or self._cfg.comat.feedback != "ctc":
-            return
         size = self._ctc_decoder().num_classes_with_blank
         for fed in self.nemo_comat_feedback:
             fed.back = Feedback(size, fed.back.out_features).back.to(self.device)

@@ -84,9 +84,9 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def change_vocabulary(self, *args: Any, **kwargs: Any) -> None:
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
-        before = self._pieces()
+        before = self._fed_pieces()
         super().change_vocabulary(*args, **kwargs)
-        if self._pieces() != before:
+        if self._fed_pieces() != before:
             self._renew_feedback_of_posteriors()
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)

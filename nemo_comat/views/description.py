@@ -29,9 +29,9 @@ TRANSFER = {
     "among {among}, by the table of word embeddings, temperature {temperature:g}",
 }
 INFERENCE = {
-    False: "unchanged, plain CTC: teacher, alignment and projection take no part",
-    True: "CTC; the projected frames are fed back into the encoder, teacher and alignment take no part",
-    "ctc": "CTC; intermediate posteriors are fed back into the encoder, teacher and alignment take no part",
+    False: "unchanged, plain {decoder}: teacher, alignment and projection take no part",
+    True: "{decoder}; the projected frames are fed back into the encoder, teacher and alignment take no part",
+    "ctc": "{decoder}; intermediate posteriors are fed back into the encoder, teacher and alignment take no part",
 }
 NORMALIZE = {
     "none": "",
@@ -71,7 +71,7 @@ def describe(model: Any) -> str:
             f"  align      {steps['align']}",
             f"  transfer   {_projection(model)}: {steps['transfer']}",
             f"  loss       {_recogniser(model)}{_consistency(block)} + {block.weight:g} * transfer{_rise(block)}",
-            f"  inference  {INFERENCE[block.feedback].replace('CTC', 'RNN-T or CTC' if _is_hybrid(model) else 'CTC')}",
+            f"  inference  {INFERENCE[block.feedback].format(decoder='RNN-T or CTC' if _is_hybrid(model) else 'CTC')}",
         ]
     )
 
@@ -165,8 +165,7 @@ def _recogniser(model: Any) -> str:
     """The losses of the decoder or the two, and of InterCTC."""
     main, interctc = "CTC", model.cfg.get("interctc") or {}
     if _is_hybrid(model):
-        share = model.ctc_loss_weight
-        main = f"{1 - share:g} * RNN-T + {share:g} * CTC"
+        main = f"{1 - model.ctc_loss_weight:g} * RNN-T + {model.ctc_loss_weight:g} * CTC"
     weights, layers = interctc.get("loss_weights") or (), interctc.get("apply_at_layers") or ()
     if not weights:
         return main

@@ -71,27 +71,15 @@ def test_the_sdist_has_what_its_tests_need(built):
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
-def run(installed, function, *arguments, cwd):
-    """A command of the installation in a process of its own, which does not see the repository."""
-    code = f"import sys; sys.path.insert(0, {str(installed)!r}); from nemo_comat import command; command.{function}()"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command_line = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command_line, cwd=cwd, capture_output=True, text=True, env=environment)
-
-
-@pytest.mark.nemo
-def test_the_tokenizer_command_is_the_script(installed, tmp_path):
-    text = ROOT / "examples" / "demo_corpus" / "train.json"
-    done = run(installed, "tokenizer", f"--manifest={text}", "--data_root=t", "--vocab_size=40", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "t" / "tokenizer_spe_unigram_v40" / "tokenizer.model").is_file()
-
-
 @pytest.mark.nemo
 def test_comat_train_takes_a_configs_name_and_overrides(installed, tmp_path):
     overrides = ["trainer.max_steps=2", "+trainer.limit_val_batches=1", "model.encoder.n_layers=3"]
     name = "--config-name=conformer_ctc_comat_demo"
-    done = run(installed, "train", name, *overrides, "exp_manager.exp_dir=out", cwd=tmp_path)
+    # in a process of its own, which does not see the repository
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); from nemo_comat import command; command.train()"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command_line = [sys.executable, "-c", code, name, *overrides, "exp_manager.exp_dir=out"]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout + done.stderr
     assert "`Trainer.fit` stopped: `max_steps=2` reached." in said
@@ -99,14 +87,31 @@ def test_comat_train_takes_a_configs_name_and_overrides(installed, tmp_path):
     assert "n_layers: 3\n" in said and list((tmp_path / "out").rglob("*.nemo"))
 
 
-@pytest.mark.nemo
-def test_a_config_that_is_not_there_is_named(installed, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def in_process(installed, monkeypatch, tmp_path):
+    """`(function, *arguments)` runs a command in this process, with the scripts and configs of the installation."""
+    find = command.find_script
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["comat-train", "--config-name=gone"])
-    script = command.find_script("speech_to_text_comat", installed / "nemo_comat")
-    monkeypatch.setattr(command, "find_script", lambda name: script)
+    monkeypatch.setattr(command, "find_script", lambda name: find(name, installed / "nemo_comat"))
+
+    def call(function, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"comat-{function}", *arguments])
+        getattr(command, function)()
+
+    return call
+
+
+@pytest.mark.nemo
+def test_the_tokenizer_command_is_the_script(in_process, tmp_path):
+    text = ROOT / "examples" / "demo_corpus" / "train.json"
+    in_process("tokenizer", f"--manifest={text}", "--data_root=t", "--vocab_size=40")
+    assert (tmp_path / "t" / "tokenizer_spe_unigram_v40" / "tokenizer.model").is_file()
+
+
+@pytest.mark.nemo
+def test_a_config_that_is_not_there_is_named(in_process, installed, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.train()
+        in_process("train", "--config-name=gone")
     said = capsys.readouterr().err
     assert ended.value.code != 0 and "gone" in said and str(installed) in said
 

@@ -1,5 +1,6 @@
 """Stopping by SIGTERM or Ctrl-C and going on: each step as if the run had not been stopped."""
 
+import copy
 import os
 import random
 import signal
@@ -66,9 +67,16 @@ def interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path, interrupts):
+@pytest.fixture(scope="module")
+def whole(base_cfg, tmp_path_factory):
+    """The losses of a run that nothing stops: four steps in each of two epochs."""
+    cfg = copy.deepcopy(base_cfg).model
+    cfg.train_ds.batch_size = 4
+    return fit(cfg, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, whole, tmp_path, interrupts):
     small_cfg.train_ds.batch_size = 4
-    whole = fit(small_cfg, tmp_path / "whole")
     stops = ((1, signal.SIGTERM), (6, signal.SIGINT), (None, None))
     parts = [fit(small_cfg, tmp_path / "parts", *stop) for stop in stops]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -77,9 +85,8 @@ def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, tmp_path,
 
 
 @pytest.mark.parametrize("first", [dict(epochs=1), dict(stop_at=4)])
-def test_a_run_that_ended_with_an_epoch_goes_on_with_the_next(small_cfg, tmp_path, first):
+def test_a_run_that_ended_with_an_epoch_goes_on_with_the_next(small_cfg, whole, tmp_path, first):
     small_cfg.train_ds.batch_size = 4
-    whole = fit(small_cfg, tmp_path / "whole")
     parts = [fit(small_cfg, tmp_path / "parts", **first), fit(small_cfg, tmp_path / "parts")]
     assert [list(losses) for losses in parts] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert {**parts[0], **parts[1]} == pytest.approx(whole, rel=1e-4)

@@ -1,6 +1,6 @@
-"""Trains small models for two steps, alone or as one of two processes; a program for test_scale.py.
+"""Trains small models for two steps, alone or by two processes; a program for test_scale.py.
 
-    LOCAL_RANK=0 python tests/two_processes.py FOLDER & LOCAL_RANK=1 python tests/two_processes.py FOLDER
+    python tests/two_processes.py FOLDER
 
 FOLDER holds the processes' manifests, 0.json and 1.json, and a config for each scenario, NAME.yaml; each process writes
 what it trained to NAME-RANK.pt there.
@@ -8,6 +8,7 @@ what it trained to NAME-RANK.pt there.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -48,8 +49,9 @@ def train(cfg, **options):
     return {key: value.clone() for key, value in model.state_dict().items()}, recorder
 
 
-def main(folder):
-    folder, rank = Path(folder), int(os.environ["LOCAL_RANK"])
+def work(folder, rank):
+    """What one of the two processes does."""
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     # a file, for a port that is free now may be taken a moment later; Lightning goes by the group that is there
     torch.distributed.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2)
@@ -63,5 +65,19 @@ def main(folder):
     torch.distributed.destroy_process_group()
 
 
+def main(folder):
+    """Both processes, after the imports that they share; exits with 1 where one of them fails."""
+    second = os.fork()
+    if not second:
+        try:
+            work(folder, 1)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    work(folder, 0)
+    sys.exit(int(os.waitpid(second, 0)[1] != 0))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -179,7 +179,7 @@ def check_loaders(cfg, model):
             if name == "train_ds":
                 raise ConfigError(
                     f"{said}; give model.train_ds.manifest_filepath=FILE, or what Lhotse's loaders read with "
-                    "model.train_ds.use_lhotse=true."
+                    "++model.train_ds.use_lhotse=true."
                 )
             logging.warning(f"{said}: the run does without; give model.{name}.manifest_filepath=FILE if it should not.")
 

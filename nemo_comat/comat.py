@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nemo_comat.align import (
     MonotonicAligner,
@@ -71,7 +72,8 @@ class ComatOutput(NamedTuple):
     @property
     def alignment_score(self) -> Tensor:
         """Scalar, the mean over active rows' segments of score[b, s, path[b, s]]; 0 where no row is active."""
-        along = self.score.gather(2, self.path.clamp(min=0).long()[..., None])[..., 0]
+        score = F.pad(self.score, (0, int(self.score.shape[2] == 0)))
+        along = score.gather(2, self.path.clamp(min=0).long()[..., None])[..., 0]
         aligned = self.path >= 0
         return torch.where(aligned, along, 0).sum() / aligned.sum().clamp(min=1)
 

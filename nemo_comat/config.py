@@ -20,6 +20,8 @@ class ConfigError(ValueError):
     """The config cannot be used; the message says which key, what came and what is allowed."""
 
 
+# of a transfer loss, where comat.weight is null: with which each was measured, or near to it (RESULTS.md)
+WEIGHTS: dict[str, float] = {"cosine": 10.0, "mse": 10.0, "contrastive": 1.0, "classify": 1.0, "distribution": 1.0}
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
@@ -101,15 +103,16 @@ class TransferConfig:
 
 @dataclass
 class ComatConfig:
-    """The whole block. `weight` 0 means plain CTC, nothing of ours is built; `encoder_layer` null means last frames.
+    """The whole block. `weight` 0 means no teacher and no transfer loss; `encoder_layer` null means last frames.
 
+    `weight` null is that of the loss in `WEIGHTS`.
     `consistency_weight` is heeded with `weight` 0 too: see `nemo_comat.models.consistency`.
-    `feedback` is false, true or "ctc": see `nemo_comat.models.feedback`.
+    `feedback` is false, true or "ctc", which is heeded with `weight` 0 too: see `nemo_comat.models.feedback`.
     `encoder_layer` may be a list, with a weight for each in `layer_weights` (null: 1 for each).
     `pictures` is the argument of `nemo_comat.views.pictures.AlignmentPictures`.
     """
 
-    weight: float = 10.0
+    weight: float | None = None
     warmup_steps: int = 0
     consistency_weight: float = 0.0
     encoder_layer: int | list[int] | None = None
@@ -130,7 +133,7 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     Args:
         block: dict or DictConfig, the value of ``model.comat``.
     Returns:
-        DictConfig with every key of `ComatConfig`.
+        DictConfig with every key of `ComatConfig`, the weight a number.
     Raises:
         ConfigError: an unknown key, a value of the wrong type, or one out of its range; the message names the key,
             what came and what is allowed.
@@ -148,6 +151,7 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     cfg = cast(DictConfig, merged)
+    cfg.weight = WEIGHTS.get(cfg.transfer.loss) if cfg.weight is None else cfg.weight
     cfg.feedback = cfg.feedback or False  # null is the file's in fine-tuning, and off where there is none
     _check_choices(cfg, ComatConfig, "")
     _check_values(cfg)

@@ -23,7 +23,7 @@ def announce(sentence: str) -> None:
         ...     announce("Reading 3 files; this takes 2 minutes.")
         Reading 3 files; this takes 2 minutes.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         LOGGER.warning(sentence)
 
 

@@ -20,7 +20,8 @@ def cramped(device):
 def cubin_size(name, macro, architecture):
     """Bytes that NVRTC makes of kernel `name` with -Dmacro; AssertionError with the log where it makes none."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
-    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-D{macro}".encode()]
+    # the last one CuPy adds to all that it compiles
+    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-D{macro}".encode(), b"-ftz=true"]
     _, program = nvrtc.nvrtcCreateProgram(backends.source(name).encode(), f"{name}.cu".encode(), 0, [], [])
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)

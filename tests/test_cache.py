@@ -3,13 +3,15 @@
 import json
 import os
 import resource
+import shutil
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
-from nemo_comat.teacher import build_teacher
+from nemo_comat.teacher import build_teacher, find_model
 from nemo_comat.teacher.cache_files import refuse_another, text_key
 from nemo_comat.teacher.cache_writer import batches
 
@@ -129,6 +131,20 @@ def test_each_batch_is_counted_and_the_last_once_its_shard_is_written(tmp_path, 
     assert found == [(1, 0), (2, 0), (1, 1)]
 
 
+def test_the_device_holds_one_batch_at_a_time(tmp_path, teacher, monkeypatch):
+    alive, embed = [], teacher.embed
+
+    def watched(texts, device):
+        assert not [one for one in alive if one() is not None]
+        rows = embed(texts, device)
+        alive.extend(weakref.ref(row.vectors) for row in rows)
+        return rows
+
+    monkeypatch.setattr(teacher, "embed", watched)
+    assert sum(write_cache(tmp_path, teacher, TEXTS, batch_tokens=8)) == len(TEXTS)
+    assert len(alive) == len(set(TEXTS))
+
+
 def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monkeypatch):
     next(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
 
@@ -206,6 +222,28 @@ def test_words_are_no_tokens_nor_tokens_words(tmp_path, first, second):
     with pytest.raises(CacheError, match=f"units {first}; training asks for .*units {second}"):
         list(write_cache(tmp_path, wanted, ["a dog"]))
     assert CachedTeacher(written, tmp_path).encode(["a boat"]).lacking == 0
+
+
+def test_a_tokenizer_that_reads_otherwise_is_noticed(tmp_path):
+    shutil.copytree(find_model(NAME), tmp_path / "model")
+    teacher = Teacher(str(tmp_path / "model"))
+    list(write_cache(tmp_path / "cache", teacher, ["THE DOG"]))
+    write_index(tmp_path / "cache")
+    for name, change in (
+        ("tokenizer.json", lambda whole: whole["normalizer"].update(lowercase=False)),
+        ("tokenizer_config.json", lambda whole: whole.update(do_lower_case=False)),
+    ):
+        file = tmp_path / "model" / name
+        whole = json.loads(file.read_text())
+        change(whole)
+        file.write_text(json.dumps(whole))
+    other = Teacher(str(tmp_path / "model"))
+    assert other.tokens("THE DOG") != teacher.tokens("THE DOG")
+    with pytest.raises(CacheError, match="was written by another teacher: .* tokenizer [0-9a-f]{16}"):
+        CachedTeacher(other, tmp_path / "cache").encode(["THE DOG"])
+    # caches of before do not say
+    before = {key: value for key, value in teacher.description.items() if key != "tokenizer"}
+    refuse_another(before, other.description, tmp_path)
 
 
 def test_only_what_both_sides_know_of_the_weights_is_compared():

@@ -115,6 +115,19 @@ def test_starting_from_it(dual, hub, key, given):
         assert is_whole(fresh, model)
 
 
+def test_starting_with_another_teacher_begins_its_part_anew(dual, tmp_path):
+    model, file = dual
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
+    cfg = copy.deepcopy(model.cfg)
+    cfg.comat.projection.dim = 12  # a teacher's of this width
+    for key, given in (("init_from_nemo_model", file), ("init_from_ptl_ckpt", tmp_path / "m.ckpt")):
+        fresh = type(model)(cfg=cfg)
+        before = copy.deepcopy(fresh.comat.state_dict())
+        fresh.maybe_init_from_pretrained_checkpoint(OmegaConf.create({key: str(given)}))
+        assert all(fresh.encoder.state_dict()[name].equal(one) for name, one in model.encoder.state_dict().items())
+        assert all(fresh.comat.state_dict()[name].equal(one) for name, one in before.items())
+
+
 class Counting(SaveRestoreConnector):
     """A user's own: scales all weights when it reads, names the config otherwise, and keeps count."""
 

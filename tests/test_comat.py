@@ -54,6 +54,15 @@ def test_which_rows_take_part():
     assert (out.loss[:2] > 0).all() and (out.loss[2:] == 0).all()
 
 
+@every_method
+def test_texts_without_any_token(methods):
+    *given, teacher = batch()
+    nothing = TeacherOutput(torch.zeros(5, 0, WIDTH), *3 * [torch.zeros(5, dtype=torch.int64)])
+    nothing = nothing._replace(token_id=torch.zeros(5, 0, dtype=torch.int64), too_long=torch.zeros(5, dtype=torch.bool))
+    out = build(methods=methods)(*given, nothing)
+    assert not out.active.any() and out.alignment_score == 0 and (out.loss == 0).all()
+
+
 def active_rows(methods):
     """What `batch` gives: the fourth row has too few labels for its tokens, the fifth too few frames for its labels."""
     few_segments, no_ctc_path = methods == ("ctc", "monotonic"), methods[0] == "ctc"

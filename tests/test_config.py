@@ -158,6 +158,12 @@ def test_which_methods_go_together(compress, align):
         assert config.read_comat_config(block).align.method == align
 
 
+def test_a_weight_that_is_not_given_is_that_of_the_loss():
+    weights = {loss: config.read_comat_config({"transfer": {"loss": loss}}).weight for loss in LOSSES}
+    assert weights == {"cosine": 10, "mse": 10, "contrastive": 1, "classify": 1, "distribution": 1}
+    assert config.read_comat_config({"weight": 0, "transfer": {"loss": "classify"}}).weight == 0
+
+
 def test_a_weight_of_one_layer_needs_no_list():
     assert config.encoder_layers(config.read_comat_config({"layer_weights": 0.5})) == ([None], [0.5])
 

@@ -99,6 +99,20 @@ def test_padding_changes_nothing(labels, pool):
 
 
 @pytest.mark.parametrize("pool", POOLS)
+def test_what_is_left_out_or_large_is_not_in_the_gradient(pool):
+    hidden, log_probs, _ = random_batch(1, 6, 1)
+    hidden[0, :4] = 3e38  # their mean is a number, their sum is none
+    hidden[0, 4:] = float("nan")  # a frame that is dropped as blank, and one of padding
+    log_probs[0, :4, 0], log_probs[0, 4:, BLANK] = 9.0, 9.0
+    hidden.requires_grad_(), log_probs.requires_grad_()
+    out = ctc_compress(hidden, torch.tensor([5]), log_probs, blank=BLANK, pool=pool)
+    assert out.seg_len.tolist() == [1]
+    (out.segments[0, 0] / 3e38).sum().backward()
+    assert hidden.grad.isfinite().all() and (hidden.grad[0, 4:] == 0).all()
+    assert log_probs.grad is None or log_probs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", POOLS)
 def test_gradients_reach_frames_and_posteriors(pool):
     hidden, log_probs, _ = random_batch(1, 6, 1)
     log_probs[0, :, 0] += torch.tensor([5.0, 5, 5, 0, 0, 0])  # a run of three frames

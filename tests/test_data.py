@@ -127,7 +127,7 @@ def test_the_manifests_text_stays_with_its_row(build, train, written, form):
 
 @pytest.mark.parametrize("form", data_forms.UNNAMED)
 def test_the_manifests_text_is_refused_where_samples_have_no_names(build, base_cfg, written, form):
-    message = "teacher.text=manifest cannot be had from NeMo's .*Dataset, .*; read .* model.train_ds.use_lhotse=true"
+    message = r"teacher.text=manifest cannot be had from NeMo's .*Dataset, .*; .* \+\+model.train_ds.use_lhotse=true"
     with pytest.raises(ConfigError, match=message) as error:
         build("manifest").setup_training_data(train_ds(base_cfg, data_forms.block(form, written[0])))
     assert "\n" not in str(error.value)
@@ -208,8 +208,20 @@ def test_a_batch_straight_from_the_loader(build, base_cfg, written, monkeypatch)
     assert model.training_step((*batch, samples), 0)["loss"].isfinite() and logged["train_active_fraction"] == 1
     moved = model.train().transfer_batch_to_device((*batch, samples), torch.device("cpu"), 0)
     assert model.training_step(moved, 0)["loss"].isfinite() and len(moved) == 4
-    with pytest.raises(ConfigError, match="a batch of four items came, which does not say which samples it holds"):
+    with pytest.raises(ConfigError, match="a batch came that does not say which manifest lines it holds"):
         model.training_step(batch, 0)
+
+
+def test_training_data_may_be_validated_on(build, base_cfg, written):
+    model, (folder, _) = build("manifest"), written
+    model.setup_training_data(train_ds(base_cfg, data_forms.block("manifest", folder)))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1)
+    (found,) = trainer.validate(model, model._train_dl, verbose=False)
+    assert found["val_wer"] > 0
+    # nor is a loader of the user's own one whose lines are known
+    model._train_dl, samples = None, torch.tensor([0])
+    with pytest.raises(ConfigError, match="does not say which manifest lines it holds"):
+        model._reference_texts(torch.zeros(1, 1), torch.tensor([1]), samples)
 
 
 def test_only_training_batches_name_their_samples(build, train, base_cfg, written):

@@ -136,7 +136,7 @@ def test_a_dual_file_keeps_its_comat_part_where_it_fits(finetune, trained, tmp_p
     model.save_to(str(tmp_path / "context.nemo"))
     learnt_there = weights(model)
     _, before, _ = finetune(f"{tmp_path}/context.nemo", "model.comat.context.layers=2", steps=0)
-    assert sum("context network is not of this" in text for text in said) == 1
+    assert sum("context network of these weights is not of this" in text for text in said) == 1
     assert all(before[key].equal(value) for key, value in learnt_there.items() if not key.startswith("comat.context."))
     model, _, logged = finetune(f"{tmp_path}/dual.nemo", "model.comat.weight=0", steps=1)
     assert model.comat is None and "train_transfer_loss" not in logged[0]
@@ -237,7 +237,7 @@ def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
     for overrides, message in [
         ("++model.comat.feedback=false", r"feedback is False, .* null, or give .*feedback=true .*layer=\[0\]"),
         ("++model.comat.encoder_layer=1", r"encoder_layer is 1, but the file's recogniser was trained with feedback"),
-        ("++model.comat.projection.dim=12", "feedback does not fit this comat block's teacher or projection"),
+        ("++model.comat.projection.dim=12", "The feedback of these weights does not fit this model"),
     ]:
         with pytest.raises(ConfigError, match=message):
             finetune(tmp_path / "m.nemo", overrides, steps=0)

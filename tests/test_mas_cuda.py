@@ -105,6 +105,9 @@ def launch_cases():
     yield torch.randn(1, 300, 260)[:, :, ::2], *lengths(1, 300, 130)
     yield torch.randn(1, 1060, 1040), torch.tensor([1060]), torch.tensor([1040])
     yield torch.full((1, 1, 1), -7.0).expand(2, 12, 5), *lengths(2, 12, 5)
+    one = torch.ones(2, dtype=torch.int64)
+    yield torch.randn(2, 4, 9)[:, :1], one, one  # the stride of an axis of one fits no wide copy
+    yield torch.randn(2, 4, 9).half()[:, :1], one, one
 
 
 @pytest.mark.skipif(not emulated.available(), reason=COMPILER)

@@ -484,6 +484,18 @@ def test_unknown_keys_fail_before_data_or_teacher(small_cfg):
         ComatCTCModelBPE(cfg=small_cfg)
 
 
+def test_the_frames_of_a_layer_are_those_that_the_encoder_goes_on_with(small_cfg):
+    small_cfg.encoder.update(n_layers=3, stochastic_depth_drop_prob=0.9)
+    small_cfg.comat.encoder_layer = [1, -1]
+    model, read = ComatCTCModelBPE(cfg=small_cfg).train(), {}
+    model.encoder.layers[2].register_forward_pre_hook(lambda _, args, kwargs: read.update(kwargs), with_kwargs=True)
+    signal, length, *transcript = next(iter(model._train_dl))
+    with captured(**model._watched()) as seen, captured(raw=model.encoder.layers[1]) as own:
+        model(input_signal=signal, input_signal_length=length)
+    assert seen["layer 1"].equal(read["x"]) and not own["raw"].equal(read["x"])
+    assert model._comat_output(seen, *transcript, model._teacher_output(*transcript)).active.any()
+
+
 @pytest.mark.parametrize("layer", [2, -3])
 def test_an_encoder_layer_that_is_not_there_is_refused(small_cfg, layer):
     small_cfg.comat.encoder_layer = layer

@@ -4,6 +4,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from test_mixin import ROOT, Recorder, babbling, quiet_trainer, train
 
 from nemo_comat import ComatCTCModelBPE
+from nemo_comat.models.words import target_words
 
 sys.path.insert(0, str(ROOT / "examples"))
 from build_tokenizer import build_tokenizer  # noqa: E402
@@ -107,6 +109,20 @@ def test_a_new_vocabulary(model, manifest, other_tokenizer, tmp_path, when):
     assert labels == model.tokenizer.text_to_tokens(row.text)
     plain = saved_and_restored(model, tmp_path, EncDecCTCModelBPE)
     assert transcripts(plain, manifest) == transcripts(model, manifest)
+
+
+def test_a_new_vocabulary_spells_other_words(small_cfg, other_tokenizer):
+    small_cfg.comat.align.within_words = True
+    model = ComatCTCModelBPE(cfg=small_cfg)
+
+    def words():
+        transcript = torch.arange(1, 31)[None]
+        given = ["a"], transcript, torch.tensor([30]), 1, torch.device("cpu")
+        return model._words.find(model.tokenizer, *given)[0][0].tolist()
+
+    before = words()
+    model.change_vocabulary(other_tokenizer, "bpe")
+    assert words() == target_words(model.tokenizer, list(range(1, 31))) != before
 
 
 @pytest.mark.parametrize("method", ["cif", "attention", "none"])

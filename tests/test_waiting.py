@@ -69,12 +69,15 @@ def test_no_script_loads_nemo_without_a_word():
 
 
 def test_the_first_process_of_a_machine_speaks(monkeypatch, caplog):
-    for rank in ("1", "0"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        announce(f"rank {rank}")
+    for name in ("SLURM_LOCALID", "LOCAL_RANK"):  # the first is srun's
+        for rank in ("1", "0"):
+            monkeypatch.setenv(name, rank)
+            announce(f"{name} {rank}")
     monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("SLURM_LOCALID")
     announce("alone")
-    assert caplog.messages == ["rank 0", "alone"] and {record.name for record in caplog.records} == {"nemo_comat"}
+    assert caplog.messages == ["SLURM_LOCALID 0", "LOCAL_RANK 0", "alone"]
+    assert {record.name for record in caplog.records} == {"nemo_comat"}
 
 
 def test_compiling_is_announced_where_it_happens(tmp_path):

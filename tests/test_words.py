@@ -99,3 +99,9 @@ def test_padding_beyond_a_row_is_no_word():
     words = torch.tensor([[0, 1, 7]])
     _, kept = within_words(score, words, torch.tensor([[0, 1, 5]]), torch.tensor([2]), torch.tensor([2]))
     assert kept.tolist() == [True]
+
+
+def test_words_beyond_the_numbers_of_tokens_and_segments_are_not_kept():
+    score = torch.zeros(1, 2, 2)
+    found, kept = within_words(score, torch.tensor([[5, 6]]), torch.tensor([[5, 7]]), *2 * [torch.tensor([2])])
+    assert kept.tolist() == [False] and found.equal(score)

@@ -38,7 +38,8 @@ def gradients(model, batch):
     teacher = model._teacher_output(targets, target_len)
     output = model._comat_output(seen, targets, target_len, teacher)
     transfer = reduce_rows(output.loss, output.text_len, model.cfg.get("ctc_reduction", "mean_batch"))
-    frames = [seen["encoder"][0] if layer is None else seen[f"layer {layer}"] for layer in model._layers]
+    # what comes after the last layer is the encoder's own output
+    frames = [seen.get(f"layer {layer}", seen["encoder"][0]) for layer in model._layers]
     of_ctc, of_transfer = (
         torch.cat([part.flatten() for part in torch.autograd.grad(loss, frames, retain_graph=True)])
         for loss in (ctc, transfer)

@@ -1,7 +1,8 @@
 """Monotonic alignment search between segments and text tokens.
 
 `monotonic_align` is the one entry; its backends are `cuda` (a kernel of our own, see mas_cuda.py), `cpu` (numba,
-serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path.
+serial, without the GIL) and `torch` (vectorised over batch and tokens, on any device). All return the same path, but
+that CuPy's compiler takes sums below 1.2e-38 for 0, which may break a tie.
 `segment_log_softmax` makes of similarities what the search should maximise.
 """
 

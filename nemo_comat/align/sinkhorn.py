@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 @torch.no_grad()
@@ -91,7 +92,8 @@ class SinkhornAligner(nn.Module):
         plan = sinkhorn(1 - score, seg_len, text_len, **self.options)
         inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
         planned = plan.sum((1, 2)) > 0
-        return torch.where(inside & planned[:, None], plan.argmax(2), -1).int(), plan
+        largest = pad(plan, (0, int(score.shape[2] == 0))).argmax(2)  # of no tokens there is no largest
+        return torch.where(inside & planned[:, None], largest, -1).int(), plan
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -47,6 +47,7 @@ def within_words(
     words = max(score.shape[1:])
     segments, tokens = (_per_word(word, n, words) for word, n in ((seg_word, seg_len), (token_word, text_len)))
     kept = ((segments >= tokens) & ((segments > 0) == (tokens > 0))).all(1) & (text_len > 0)
+    kept &= segments[:, -1] + tokens[:, -1] == 0  # words beyond are counted together
     forbidden = (seg_word[:, :, None] != token_word[:, None]) & kept[:, None, None]
     return score.masked_fill(forbidden, float("-inf")), kept
 

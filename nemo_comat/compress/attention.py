@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
@@ -78,11 +79,12 @@ class AttentionCompressor(nn.Module):
         hidden, inside, usable = usable_frames(hidden, frame_len)
         segments, attended = self.attend(hidden, inside, n_tokens)
         kept = torch.arange(n_tokens, device=hidden.device) < torch.where(usable, text_len, 0)[:, None]
-        seg_of_frame = attended.detach().masked_fill(~kept[..., None], -1).argmax(1)
+        attended = attended.detach().masked_fill(~kept[..., None], -1)
+        seg_of_frame = pad(attended, (0, 0, 0, int(n_tokens == 0))).argmax(1)
         return Compressed(
             segments=torch.where(kept[..., None], segments, 0),
             seg_len=kept.sum(1),
-            seg_of_frame=torch.where(inside & kept[:, :1], seg_of_frame, -1),
+            seg_of_frame=torch.where(inside & kept.any(1, keepdim=True), seg_of_frame, -1),
             seg_label=seg_of_frame.new_full((len(hidden), n_tokens), -1),
             loss=segments.new_zeros(len(hidden)),
         )

@@ -74,11 +74,16 @@ def pool_segments(hidden: Tensor, seg_of_frame: Tensor, log_weight: Tensor | Non
     hidden = _at_least_float32(hidden)
     weight = hidden.new_ones(bins.shape) if log_weight is None else _run_softmax(log_weight, bins, n_segments)
     total = weight.new_zeros(bins.shape[0], n_segments + 1).scatter_add(1, bins, weight)
-    weighted = hidden if log_weight is None else hidden * weight[..., None].to(hidden.dtype)
-    pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
-    pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), weighted)
     total = torch.where(total > 0, total, 1)
-    return (pooled / total[..., None].to(hidden.dtype))[:, :n_segments].to(dtype)
+    if log_weight is not None:
+        # the weights' gradient is the frames: one of no segment must not be NaN there, nor a segment's sum overflow
+        share = weight / total.gather(1, bins)
+        hidden = torch.where(seg_of_frame[..., None] < 0, 0, hidden) * share[..., None].to(hidden.dtype)
+    pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
+    pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), hidden)
+    if log_weight is None:
+        pooled = pooled / total[..., None].to(hidden.dtype)
+    return pooled[:, :n_segments].to(dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

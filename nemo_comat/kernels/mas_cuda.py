@@ -92,6 +92,16 @@ def _fitting(element: str, copy: Copy, asynchronous: bool, shared_per_block: int
     return tuple(x for x in instances if x.shared_bytes <= shared_per_block)
 
 
+def strides_of(score: Tensor) -> tuple[int, ...]:
+    """A tensor's strides, 0 on an axis of one: where it would go next is never read.
+
+    Examples:
+        >>> strides_of(torch.zeros(2, 4, 9)[:, :1])
+        (36, 0, 1)
+    """
+    return tuple(stride if size > 1 else 0 for stride, size in zip(score.stride(), score.shape))
+
+
 def copy_of(score: Tensor) -> Copy:
     """The widest way to read a score tensor that its strides and its address allow: one of `COPIES`.
 
@@ -101,8 +111,7 @@ def copy_of(score: Tensor) -> Copy:
         ('TEXT16', 'FRAMES4', 'ELEMENTS')
     """
     size = score.element_size()
-    # an axis of one has no stride
-    stride_b, stride_s, stride_n = (x * size if n > 1 else 0 for x, n in zip(score.stride(), score.shape))
+    stride_b, stride_s, stride_n = (x * size for x in strides_of(score))
     if stride_n in (0, size) and (stride_n or score.shape[2] == 1):
         aligned = score.data_ptr() | stride_b | stride_s
         if aligned % 16 == 0:
@@ -139,7 +148,7 @@ def launch(
     """
     if score.dtype not in ELEMENTS:
         score = score.float()
-    if max(score.stride()[1:]) >= 2**31:
+    if max(strides_of(score)[1:]) >= 2**31:
         score = score.contiguous()
     batch, segs, tokens = score.shape
     seg_len, text_len = (readable(x, score.device) for x in (seg_len, text_len))
@@ -149,7 +158,7 @@ def launch(
     words = instance.direction_words(segs, tokens)
     moved = None if moves_shared else score.new_empty(batch * words, dtype=torch.int32)
     saved = score.new_empty(batch * segs, dtype=torch.float32) if tokens > instance.plan.width else None
-    stride_b, stride_s, stride_n = score.stride()
+    stride_b, stride_s, stride_n = strides_of(score)
     arguments = (
         pointer(score),
         np.int64(stride_b),

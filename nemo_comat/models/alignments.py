@@ -84,6 +84,7 @@ class AlignmentMixin(Host):
         self, signal: Tensor, signal_len: Tensor, transcript: Tensor, transcript_len: Tensor, texts: list[str]
     ) -> tuple[ComatOutput, Any]:
         # parts of it may be frozen, in another mode than the rest
+        self._check_width()
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
@@ -98,7 +99,7 @@ class AlignmentMixin(Host):
     def _read_alignment(self, output: ComatOutput, features: Any, row: int, text: str) -> Alignment:
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
         stride = self._window_stride()
-        seconds = stride * self.encoder.subsampling_factor
+        seconds = stride * self.encoder.subsampling_factor * self._time_reduction()
         frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         tokenizer = self._text_tokenizer()
@@ -114,6 +115,11 @@ class AlignmentMixin(Host):
             features=features[0][row, :, : int(features[1][row])].float().cpu(),
             frame_seconds=stride,
         )
+
+    def _time_reduction(self) -> int:
+        """By how much the encoder shortens its frames once more, beside its subsampling."""
+        reduced = getattr(self.encoder, "reduction_subsampling", None) is not None
+        return self._cfg.encoder.reduction_factor if reduced else 1
 
     def _window_stride(self) -> float:
         """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""

@@ -199,7 +199,7 @@ def _warn_of_lost_weights(folder: str) -> None:
     config = Path(folder, COMAT_CONFIG)
     joined: Any = OmegaConf.load(config) if config.exists() else {}
     block = joined.get("comat")
-    if block is not None and block.get("weight", 1) > 0:
+    if block is not None and block.get("weight") != 0:
         logging.warning(
             f"This .nemo file has a comat block ({COMAT_CONFIG}), but {COMAT_WEIGHTS} is missing in it: the COMAT part "
             "keeps the random values that it begins with; copy the file again if it is to be trained on."

@@ -10,7 +10,7 @@ class ComatCTCModelBPE(ComatMixin, EncDecCTCModelBPE):
 
     Args:
         cfg: NeMo's model config, with a ``comat`` block of `nemo_comat.config.ComatConfig`'s keys. Without the block,
-            or with ``weight: 0``, it is plain CTC.
+            or with ``weight: 0`` and neither ``consistency_weight`` nor ``feedback``, it is plain CTC.
         trainer: Lightning's Trainer, or None.
     Raises:
         ConfigError: an unknown key or value in ``comat``; before any data or model is loaded.

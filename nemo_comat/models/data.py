@@ -48,7 +48,7 @@ class DataMixin(Host):
             self._check_data(dataset, name)
             if name == "model.train_ds" and self._lacks_batches():
                 raise ConfigError(
-                    f"{name} does not tell how many samples an epoch has; give trainer.limit_train_batches=BATCHES."
+                    f"{name} does not tell how many samples an epoch has; give ++trainer.limit_train_batches=BATCHES."
                 ) from error
             # by assertions NeMo refuses blocks that lack a key
             if isinstance(error, (IncompleteConfigError, AssertionError)) and str(error):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_comat.config import ConfigError, encoder_layers
+from nemo_comat.models.captured import first_input
 from nemo_comat.models.host import Host
 from nemo_comat.transfer import Feedback
 
@@ -68,8 +69,7 @@ class FeedbackMixin(Host):
 
     def _feed(self, number: int, named: int) -> Callable[..., tuple[Any, Any]]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            # Conformers of NeMo name their layers' input
-            frames = kwargs["x"] if "x" in kwargs else args[0]
+            frames = first_input(args, kwargs)
             fed = self.nemo_comat_feedback[number](frames, self._view(frames, named))
             return (args, {**kwargs, "x": fed}) if "x" in kwargs else ((fed, *args[1:]), kwargs)
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
 from nemo_comat.config import ConfigError
-from nemo_comat.models.checkpoint import COMAT_PREFIX, ComatSaveRestoreConnector
-from nemo_comat.models.saving import CONTEXT_PREFIX, FEEDBACK_PREFIX, STATISTICS_PREFIX, shapes_of
+from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
+from nemo_comat.models.saving import begin_anew, refuse_other_feedback
 
 # a class of NeMo's, and ours for files of it; the first that fits is taken
 CLASSES = {
@@ -38,19 +38,8 @@ class FinetuneConnector(ComatSaveRestoreConnector):
     def load_instance_with_state_dict(self, instance: Any, state_dict: Mapping[str, Any], strict: bool) -> None:
         """As NeMo's; the file's COMAT part, or its context network alone, is left out where it does not fit."""
         own = instance.state_dict()
-        # the context and the statistics may be on one side alone, which loading sees to
-        apart = (CONTEXT_PREFIX, STATISTICS_PREFIX)
-        theirs, mine = (shapes_of(weights, FEEDBACK_PREFIX) for weights in (state_dict, own))
-        if theirs and theirs != mine:
-            raise ConfigError(
-                "The file's feedback does not fit this comat block's teacher or projection; give a model.comat.teacher "
-                "and a model.comat.projection of the file's width."
-            )
-        for what, prefix, without in (("COMAT part", COMAT_PREFIX, apart), ("context network", CONTEXT_PREFIX, ())):
-            shapes = [shapes_of(weights, prefix, without) for weights in (own, state_dict)]
-            if all(shapes) and shapes[0] != shapes[1]:
-                logging.info(f"The file's {what} is not of this comat block's shape: it begins anew.")
-                state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
+        refuse_other_feedback(own, state_dict)
+        state_dict = begin_anew(own, state_dict)
         super().load_instance_with_state_dict(instance, state_dict, strict)
 
 

@@ -35,6 +35,13 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
     def _ctc_decoder(self) -> Any:
         return self.ctc_decoder
 
+    def _as_nemo_reads(self, batch: Any) -> Any:
+        if not isinstance(batch, (tuple, list)):
+            return batch
+        # the RNN-T loss wants as many columns as the longest transcript has, which may be one that was silenced
+        *audio, transcript, transcript_len = batch
+        return *audio, transcript[:, : int(transcript_len.max())], transcript_len
+
     def _log(self, step: dict[str, Any], numbers: dict[str, Any]) -> None:
         # this model of NeMo's logs for itself, the CTC loss alone among it
         numbers.pop("train_ctc_loss", None)

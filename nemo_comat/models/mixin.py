@@ -19,7 +19,7 @@ from nemo_comat.comat import ComatOutput, CompressAlignTransfer
 from nemo_comat.config import ConfigError, encoder_layers, read_comat_config, teacher_arguments
 from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
-from nemo_comat.models.captured import captured
+from nemo_comat.models.captured import InputOf, captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
 from nemo_comat.models.consistency import ConsistencyMixin, first_view, twice, two_answers
 from nemo_comat.models.data import DataMixin
@@ -90,6 +90,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             self._renew_feedback_of_posteriors()
         if self.comat is not None:
             self.comat.set_blank(self._ctc_decoder().num_classes_with_blank - 1)
+            self._words = WordFinder(self._teacher)
 
     def configure_callbacks(self) -> list[Callback]:
         """As Lightning's, and the pictures of alignments."""
@@ -103,6 +104,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
                 "model.comat.weight was 0 when this model was made; make or restore it with the new weight."
             )
         logging.info(describe(self))
+        self._check_width()
         self._is_first_batch = True
         if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":
             self._teacher.check_predictions()
@@ -120,19 +122,24 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             texts = self._reference_texts(*batch[2:])
             started = self._ask(texts, transcript, transcript_len, torch.device(device))
             batch = batch[:4]
+        elif self._reads_manifest and isinstance(batch, (tuple, list)) and not self.trainer.predicting:
+            batch = batch[:4]  # NeMo's steps of validation take no more, and the training data may be validated on
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         self._started = None if started is None else (batch[2], started)
         return batch
 
     def training_step(self, batch: Any, batch_nb: int) -> Any:
         """NeMo's step, plus the weighted transfer loss and what it logs."""
-        if self.comat is None:
+        if self.comat is None and self.nemo_comat_feedback is None and not self.consistency_weight:
             return super().training_step(batch, batch_nb)
         # NeMo's step takes four items; DALI's batches have no more, and must stay what they are
         samples = batch[4:5] if len(batch) > 4 else ()
         batch, bad_audio = silence_bad_audio(batch[:4] if samples else batch)
         with captured(**self._watched()) as seen:
-            step = super().training_step(batch, batch_nb)
+            step = super().training_step(self._as_nemo_reads(batch), batch_nb)
+        if self.comat is None:
+            self._log(step, dict(train_bad_audio=bad_audio.float().sum()))
+            return step
         *_, transcript, transcript_len = batch
         pending = self._pending(transcript, transcript_len, *samples)
         teacher = pending.result()
@@ -200,11 +207,32 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
     def _layers(self) -> list[int | None]:
         return encoder_layers(self._cfg.comat)[0]
 
-    def _watched(self) -> dict[str, nn.Module]:
-        watched = dict(encoder=self.encoder, decoder=self._ctc_decoder())
-        if self._layers != [None]:
-            watched.update({f"layer {layer}": self.encoder.layers[layer] for layer in self._layers})
+    def _check_width(self) -> None:
+        if self.comat is not None and self._cfg.comat.projection.dim != self._teacher.dim:
+            raise ConfigError(
+                f"model.comat.projection.dim is {self._cfg.comat.projection.dim}, but the vectors of "
+                f"{self._teacher.name} have {self._teacher.dim} features; give model.comat.projection.dim=null, which "
+                "takes the teacher's."
+            )
+
+    def _watched(self) -> dict[str, nn.Module | InputOf]:
+        if self.comat is None:
+            return {}
+        watched: dict[str, nn.Module | InputOf] = dict(encoder=self.encoder, decoder=self._ctc_decoder())
+        for layer in self._layers:
+            if layer is None:
+                continue
+            following = layer % len(self.encoder.layers) + 1
+            if following < len(self.encoder.layers):
+                # stochastic depth comes after the layer itself
+                watched[f"layer {layer}"] = InputOf(self.encoder.layers[following])
+            elif getattr(self.encoder, "out_proj", None) is not None:
+                watched[f"layer {layer}"] = self.encoder.layers[layer]
         return watched
+
+    def _as_nemo_reads(self, batch: Any) -> Any:
+        """A batch of which some rows may have been silenced, for NeMo's own step."""
+        return batch
 
     def _teacher_output(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> TeacherOutput:
         return self._pending(transcript, transcript_len, samples).result()
@@ -243,7 +271,14 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
     ) -> ComatOutput:
         encoded, encoded_len = seen["encoder"][:2]
         log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
-        hidden = [encoded.transpose(1, 2) if layer is None else seen[f"layer {layer}"] for layer in self._layers]
+        # what comes after the last layer is the encoder's own output
+        hidden = [seen.get(f"layer {layer}", encoded.transpose(1, 2)) for layer in self._layers]
+        for layer, frames in zip(self._layers, hidden):
+            if frames.shape[1] != encoded.shape[2]:
+                raise ConfigError(
+                    f"model.comat.encoder_layer is {layer}, which gives {frames.shape[1]} frames where the decoder "
+                    f"gets {encoded.shape[2]}: the encoder shortens them in between; give a later layer, or null."
+                )
         # another for each process and batch, equal at equal steps, whether or not a run was stopped between
         step = 0 if self._trainer is None else self._trainer.global_step
         seed = 0 if batch_nb is None else seed_of(torch.initial_seed(), self.global_rank, step, batch_nb)

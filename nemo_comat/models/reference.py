@@ -84,7 +84,7 @@ def name_samples(loader: Any) -> None:
     else:
         raise ConfigError(
             f"model.comat.teacher.text=manifest cannot be had from NeMo's {type(reader).__name__}, which does not say "
-            "which manifest line a sample is from; read the data with model.train_ds.use_lhotse=true, or set "
+            "which manifest line a sample is from; read the data with ++model.train_ds.use_lhotse=true, or set "
             "model.comat.teacher.text=tokens."
         )
 
@@ -93,20 +93,20 @@ def manifest_texts(loader: Any, samples: Any) -> list[str]:
     """`manifest_text` of each row of a batch.
 
     Args:
-        loader: that the batch is from, after `name_samples`.
+        loader: that the batch is from, after `name_samples`; None where the model made none.
         samples: the batch's fifth item: [B] numbers of manifest lines, or Lhotse's CutSet; None where there is none.
     Raises:
-        ConfigError: samples is None.
+        ConfigError: samples is None, or there are numbers and no loader that knows their lines.
     Examples:
         >>> from types import SimpleNamespace
         >>> cut = SimpleNamespace(supervisions=[SimpleNamespace(text="The dog"), SimpleNamespace(text="barks.")])
         >>> manifest_texts(None, [cut])
         ['The dog barks.']
     """
-    if samples is None:
+    if samples is None or (loader is None and isinstance(samples, torch.Tensor)):
         raise ConfigError(
-            "model.comat.teacher.text=manifest, but a batch of four items came, which does not say which samples it "
-            "holds; let model.setup_training_data make the training loader, or set model.comat.teacher.text=tokens."
+            "model.comat.teacher.text=manifest, but a batch came that does not say which manifest lines it holds; let "
+            "model.setup_training_data make the training loader, or set model.comat.teacher.text=tokens."
         )
     if isinstance(samples, torch.Tensor):
         find = reader_of(loader).get_manifest_sample

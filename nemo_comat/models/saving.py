@@ -91,14 +91,67 @@ def _as_ours(
     return state_dict
 
 
+def refuse_other_feedback(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:
+    """Raises where the weights to begin with have feedback and the model has another or none.
+
+    Args:
+        ours: the model's weights by name. state_dict: the others.
+    Raises:
+        ConfigError: without their feedback the recogniser's weights say something else.
+    Examples:
+        >>> refuse_other_feedback({"nemo_comat_feedback.w": torch.zeros(2)}, {"encoder.w": torch.zeros(3)})
+        >>> refuse_other_feedback({}, {"nemo_comat_feedback.w": torch.zeros(2)})
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: The feedback of these weights does not fit this model; ...
+    """
+    theirs, mine = (shapes_of(weights, FEEDBACK_PREFIX) for weights in (state_dict, ours))
+    if theirs and theirs != mine:
+        raise ConfigError(
+            "The feedback of these weights does not fit this model; give the model.comat.feedback and "
+            "model.comat.encoder_layer that they were trained with, and a model.comat.teacher and a "
+            "model.comat.projection of their width."
+        )
+
+
+def begin_anew(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights to begin with, without a COMAT part, or a context network, that has other shapes than the model's.
+
+    Args:
+        ours: the model's weights by name. state_dict: the others.
+    Returns:
+        dict; the log says what was left out.
+    Examples:
+        >>> list(begin_anew({"comat.w": torch.zeros(2)}, {"comat.w": torch.zeros(9), "encoder.w": torch.zeros(3)}))
+        ['encoder.w']
+    """
+    # the context and the statistics may be on one side alone, which loading sees to
+    apart = (CONTEXT_PREFIX, STATISTICS_PREFIX)
+    for what, prefix, without in (
+        ("COMAT part", COMAT_PREFIX, apart),
+        ("context network", CONTEXT_PREFIX, ()),
+        ("statistics of the teacher's vectors", STATISTICS_PREFIX, ()),
+    ):
+        mine, theirs = (shapes_of(weights, prefix, without) for weights in (ours, state_dict))
+        if mine and theirs and mine != theirs:
+            logging.info(f"The {what} of these weights is not of this comat block's shape: it begins anew.")
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
+    return state_dict
+
+
 class SavingMixin(Host):
     """The part of `ComatMixin` that sees to ``.nemo`` and ``.ckpt`` files."""
 
     _save_restore_connector: SaveRestoreConnector
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any) -> Any:
-        """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off."""
+        """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off.
+
+        With strict=False, as in NeMo's ways to begin with a file's weights, a COMAT part of other shapes is left out.
+        """
         ours = self.state_dict()
+        if not strict:
+            refuse_other_feedback(ours, state_dict)
+            state_dict = begin_anew(ours, state_dict)
         state_dict = _as_ours(
             state_dict,
             ours,

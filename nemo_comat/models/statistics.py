@@ -67,8 +67,9 @@ def vectors_source(description: Mapping[str, Any]) -> int:
         >>> vectors_source(one) == vectors_source({**one, "name": "moved"}), vectors_source(one) == vectors_source({})
         (True, False)
     """
-    # what is asked of the head, the limit of length, and where known weights lie, do not change a vector
-    apart = {"top_k", "mask", "max_length", *(["name"] if description.get("weights") else [])}
+    # what is asked of the head, the limit of length, and where known weights lie, do not change a vector; statistics of
+    # before do not know the tokenizer
+    apart = {"top_k", "mask", "max_length", "tokenizer", *(["name"] if description.get("weights") else [])}
     said = json.dumps({key: value for key, value in description.items() if key not in apart}, sort_keys=True)
     return 1 + int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "little") % (2**56 - 1)
 

@@ -106,6 +106,13 @@ def _as_float16(vectors: Tensor) -> Tensor:
     return vectors.clamp(-most, most).to("cpu", torch.float16)
 
 
+def _on_the_host(row: Embedded) -> Embedded:
+    """A row as the cache keeps it: the device holds one batch at a time."""
+    ids, shares = row.predicted or (None, None)
+    predicted = None if ids is None or shares is None else (ids.to("cpu", torch.int32), shares.to("cpu", torch.float16))
+    return row._replace(vectors=_as_float16(row.vectors), predicted=predicted)
+
+
 def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
     file, metadata = open_file(shard, folder)
     found = json.loads(metadata["teacher"])
@@ -128,10 +135,10 @@ def _write_shard(
         if rows:
             yield len(rows) - counted
             counted = len(rows)
-        rows += teacher.embed(batch, device)
+        rows += map(_on_the_host, teacher.embed(batch, device))
     lengths = torch.tensor([0] + [len(row.token_id) for row in rows])
     tensors = {
-        "embeddings": torch.cat([_as_float16(row.vectors) for row in rows]),
+        "embeddings": torch.cat([row.vectors for row in rows]),
         "token_id": torch.cat([row.token_id for row in rows]).int(),
         "start": lengths.cumsum(0),
         "too_long": torch.tensor([row.too_long for row in rows]),
@@ -139,7 +146,7 @@ def _write_shard(
     }
     if teacher.top_k:
         ids, shares = (torch.cat(list(column)) for column in zip(*(row.predicted for row in rows if row.predicted)))
-        tensors.update(zip(PREDICTED, (ids.to("cpu", torch.int32), shares.to("cpu", torch.float16))))
+        tensors.update(zip(PREDICTED, (ids, shares)))
     _save(tensors, path, teacher.description)
     yield len(texts) - counted
 

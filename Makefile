@@ -50,7 +50,7 @@ docs: $(VENV)/installed
 
 tutorial: $(VENV)/installed
 	mkdir -p demo_output
-	$(BIN)/jupyter-execute --timeout=1800 --output=$(abspath demo_output/tutorial.ipynb) examples/tutorial.ipynb
+	$(BIN)/jupyter-execute --timeout=1800 --output="$(CURDIR)/demo_output/tutorial.ipynb" examples/tutorial.ipynb
 
 fuzz: $(VENV)/installed
 	FUZZ_CASES=2000 SHRINK=1 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -17,19 +17,20 @@ from nemo_comat.waiting import announce, announce_nemo
 if __name__ == "__main__":
     announce_nemo()
 
+import soundfile
 from nemo.collections.asr.metrics.wer import word_error_rate
 from nemo.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report_page import Page, chart, file_uri, some  # noqa: E402
 
-from nemo_comat import ComatCTCModelBPE, plot_alignment  # noqa: E402
-from nemo_comat.models.audio import cut_out  # noqa: E402
+from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment  # noqa: E402
+from nemo_comat.models.audio import cut_out, read_audio  # noqa: E402
 from nemo_comat.models.export import ExportError, check_nemo_file  # noqa: E402
 from nemo_comat.models.manifest import check_manifests  # noqa: E402
 from nemo_comat.models.reference import manifest_text  # noqa: E402
 from nemo_comat.models.rows import ManifestError, read_rows  # noqa: E402
-from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat.output import check_outputs, exit_in_one_sentence, one_sentence, written_beside  # noqa: E402
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # what NeMo and we log, by chart and line
@@ -56,6 +57,36 @@ def read_manifest(path):
     with tempfile.TemporaryDirectory() as folder:
         audio = [cut_out(item, Path(folder, f"{number}.wav")) for number, item in enumerate(items)]
         yield audio, [manifest_text([item["text"]]) for item in items]
+
+
+def transcripts(model, audio, batch_size=16):
+    """What a model hears in audio files, as a list of str in their order; of several channels, what training heard.
+
+    Args:
+        model: of NeMo's or of ours. audio: list of paths. batch_size: int.
+    """
+    heard, part = [], 16 * batch_size
+    for first in range(0, len(audio), part):
+        # what is written for the model takes the room of some batches, not of the whole manifest
+        with tempfile.TemporaryDirectory() as folder:
+            places = (Path(folder, f"{number}.wav") for number in range(part))
+            files = [one_channel(model, file, place) for file, place in zip(audio[first : first + part], places)]
+            heard += model.transcribe(files, batch_size=batch_size, num_workers=0, verbose=False)
+    return [hypothesis.text for hypothesis in heard]
+
+
+def one_channel(model, file, place):
+    """The audio file, or, where it has several channels, another that is written to place; NeMo refuses several."""
+    try:
+        channels = soundfile.info(file).channels
+    except RuntimeError:  # of a kind that others read
+        return file
+    if channels == 1:
+        return file
+    rate, dataset = model.preprocessor._sample_rate, model.cfg.get("train_ds") or {}
+    samples = read_audio(file, rate, dataset.get("channel_selector"))
+    soundfile.write(place, samples.numpy(), rate, subtype="FLOAT", format="WAV")
+    return str(place)
 
 
 def read_scalars(folder):
@@ -110,12 +141,24 @@ def next_steps(model_path):
     ]
 
 
-def build_page(model_path, rows, error_rate, picture, scalars):
+def draw_curves(model_path):
+    """The chart of a run's training, or None, and a list of lines that say why there is none where one was to be."""
+    folder = model_path.resolve().parent
+    # exp_manager's folder of a run holds checkpoints/ and TensorBoard's files
+    if folder.name != "checkpoints":
+        return None, []
+    try:
+        return chart(curves_of(read_scalars(folder.parent)), xlabel="steps"), []
+    except ImportError as error:
+        return None, [f"No curves of training: {one_sentence(error)}"]
+
+
+def build_page(model_path, rows, error_rate, picture, curves):
     """The report as a Page.
 
     Args:
         model_path: path. rows: list of (reference, transcript, path of the audio) of all that was transcribed.
-        error_rate: of words, 0.1 is ten percent. picture: path of an alignment, or None. scalars: of `read_scalars`.
+        error_rate: of words, 0.1 is ten percent. picture: path of an alignment, or None. curves: of `chart`, or None.
     """
     words = sum(len(reference.split()) for reference, _, _ in rows)
     page = Page(
@@ -145,9 +188,8 @@ def build_page(model_path, rows, error_rate, picture, scalars):
             [note],
             wide=True,
         )
-    drawn = chart(curves_of(scalars), xlabel="steps")
-    if drawn is not None:
-        page.picture("Training", drawn, "Losses and word error rate by training step", wide=True)
+    if curves is not None:
+        page.picture("Training", curves, "Losses and word error rate by training step", wide=True)
     page.commands(
         "How to go on",
         [("The model. NeMo opens it with this package, and as plain CTC without it.", model_path.resolve())]
@@ -157,13 +199,30 @@ def build_page(model_path, rows, error_rate, picture, scalars):
 
 
 def first_alignment(model, audio, texts):
-    """Text and alignment of the first of ten utterances that has one; raises ValueError where none has."""
+    """Text and alignment of the first of ten utterances that has one.
+
+    Raises:
+        ValueError: none has, or the model is none of ours. TeacherError: the teacher is not at hand.
+    """
+    if not hasattr(model, "align_text"):
+        raise ValueError(f"a {type(model).__name__} was not trained with COMAT.")
     for file, text in list(zip(audio, texts))[:10]:
         try:
             return text, model.align_text(file, text)
         except ValueError as error:
             reason = error
     raise reason
+
+
+def draw_alignment(model, audio, texts, picture):
+    """Draws the picture; returns its path, or None, and a line that says where it is or why there is none."""
+    try:
+        title, alignment = first_alignment(model, audio, texts)
+        with written_beside(picture) as file:
+            plot_alignment(alignment, file, title=title)
+    except (ValueError, TeacherError, ImportError) as error:
+        return None, f"No picture of an alignment: {one_sentence(error)}"
+    return picture, f"Alignment of the first one: {picture}"
 
 
 def report(model_path, manifest, picture=None, html=None, overwrite=False):
@@ -180,25 +239,17 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
     with read_manifest(manifest) as (audio, texts):
         model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
         announce(f"Transcribing {len(texts)} utterances; this takes seconds on a quiet machine.")
-        found = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=16, verbose=False)]
-        try:
-            title, alignment = first_alignment(model, audio, texts)
-        except ValueError as error:
-            picture, shown = None, f"No picture of an alignment: {error}"
-        else:
-            shown = f"Alignment of the first one: {picture}"
-            with written_beside(picture) as file:
-                plot_alignment(alignment, file, title=title)
+        found = transcripts(model, audio)
+        picture, shown = draw_alignment(model, audio, texts, picture)
         rows, error_rate = list(zip(texts, found, audio, strict=True)), word_error_rate(found, texts)
         lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * error_rate:.1f} %", ""]
         for text, transcript, _ in some(rows):
             lines += [f"  reference   {text}", f"  transcript  {transcript}", ""]
         lines += [shown, f"Checkpoint:                 {model_path}"]
         if html is not None:
-            # exp_manager's folder of a run holds checkpoints/ and TensorBoard's files
-            run = model_path.resolve().parents[1] if model_path.resolve().parent.name == "checkpoints" else None
-            build_page(model_path, rows, error_rate, picture, read_scalars(run) if run else {}).write(html)
-            lines += [f"Report, with sound:         {html.resolve().as_uri()}"]
+            curves, why_not = draw_curves(model_path)
+            build_page(model_path, rows, error_rate, picture, curves).write(html)
+            lines += [*why_not, f"Report, with sound:         {html.resolve().as_uri()}"]
     return lines
 
 

@@ -14,7 +14,10 @@ import io
 import json
 import mimetypes
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kaldialign import align
 
@@ -44,14 +47,33 @@ def some(rows, number=5):
     return list(rows)[:: max(1, len(rows) // number)][:number]
 
 
+class Sound(NamedTuple):
+    """What a manifest's row names: a file, or several that are its channels, from offset on for duration seconds.
+
+    Both may be None: from the start, and to the end.
+    """
+
+    files: list
+    offset: float | None
+    duration: float | None
+
+
 def manifest_audio(file):
-    """Paths of a manifest's audio, relative ones taken from the manifest's folder.
+    """A Sound for each row of a manifest, relative paths taken from the manifest's folder.
 
     Args:
         file: path of a manifest with a JSON object a line.
     """
-    rows = map(json.loads, filter(str.strip, file.read_text(encoding="utf-8").splitlines()))
-    return [file.parent / row["audio_filepath"] for row in rows]
+    # not splitlines, which parts a line at signs such as U+2028 too
+    rows = map(json.loads, filter(str.strip, file.read_text(encoding="utf-8").split("\n")))
+    return [sound_of(row, file.parent) for row in rows]
+
+
+def sound_of(row, folder):
+    """The Sound of a manifest's row."""
+    names = row["audio_filepath"]
+    files = [folder / name for name in ([names] if isinstance(names, str) else names)]
+    return Sound(files, row.get("offset"), row.get("duration"))
 
 
 def data_uri(content, kind):
@@ -75,6 +97,38 @@ def file_uri(file):
     return data_uri(Path(file).read_bytes(), kind)
 
 
+def sound_uri(sound):
+    """A Sound as an address that holds it: its file as it is, or, where it is less or more than one file, a WAV.
+
+    Args:
+        sound: Sound.
+    Raises:
+        OSError, RuntimeError: a file cannot be read.
+    """
+    if len(sound.files) == 1 and not sound.offset and not ends_before(sound):
+        return file_uri(sound.files[0])
+    channels = []
+    for name in sound.files:
+        with soundfile.SoundFile(name) as file:
+            file.seek(int((sound.offset or 0) * file.samplerate))
+            frames = -1 if not sound.duration else round(sound.duration * file.samplerate)
+            channels.append(file.read(frames, always_2d=True).mean(1))
+            rate = file.samplerate
+    shortest = min(map(len, channels))
+    content = io.BytesIO()
+    mean = np.mean([channel[:shortest] for channel in channels], axis=0)
+    soundfile.write(content, mean, rate, format="WAV", subtype="PCM_16")
+    return data_uri(content.getvalue(), SOUNDS[".wav"])
+
+
+def ends_before(sound):
+    """Whether a Sound ends before its file does, by more than rounding; no where the file's length cannot be told."""
+    try:
+        return sound.duration is not None and sound.duration < soundfile.info(sound.files[0]).duration - 0.01
+    except RuntimeError:  # of what is no file, or of a kind that browsers alone read
+        return False
+
+
 def chart(curves, *, xlabel):
     """Line charts side by side, as an address that holds an SVG.
 
@@ -84,13 +138,13 @@ def chart(curves, *, xlabel):
     Returns:
         str, or None where nothing is to be drawn.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     drawn = {title: {k: line for k, line in lines.items() if line} for title, lines in curves.items()}
     drawn = {title: lines for title, lines in drawn.items() if lines}
     if not drawn:
         return None
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * max(len(drawn), 2), 3.4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
         for label, line in lines.items():
@@ -131,12 +185,14 @@ class Page:
         """Adds transcripts beside what was said, with the words that differ marked, and the sound.
 
         Args:
-            heading: str. rows: list of (reference, transcript, path of the audio or None). notes: sentences below.
+            heading: str. rows: list of (reference, transcript, audio: its path, a Sound or None).
+            notes: sentences below.
         """
         shown = []
         for reference, transcript, audio in rows:
             said, heard = compared(reference, transcript)
-            shown.append({"said": said, "heard": heard, "audio": file_uri(audio) if audio is not None else None})
+            address = sound_uri if isinstance(audio, Sound) else file_uri
+            shown.append({"said": said, "heard": heard, "audio": address(audio) if audio is not None else None})
         self._add("utterances", heading, notes, utterances=shown)
 
     def picture(self, heading, source, alt, notes=(), *, wide=False):

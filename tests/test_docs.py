@@ -122,7 +122,7 @@ def small_model(base_cfg):
 @pytest.fixture
 def folder(small_model, manifest, base_cfg, tmp_path, monkeypatch):
     """The working folder of a reader: manifests, a tokenizer, audio, MODEL.nemo, and conf/ with a small encoder."""
-    for name in ("train.json", "dev.json", "data/dev.json"):
+    for name in ("train.json", "dev.json", "test.json", "data/dev.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(manifest, tmp_path / name)
     shutil.copytree(CORPUS / "tokenizer", tmp_path / "tokenizers" / "tokenizer_spe_unigram_v128")

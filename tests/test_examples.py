@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from scripts import load_script
 from test_mixin import train
 
-from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache
+from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache, TeacherError
 from nemo_comat.align import MonotonicAligner, OneToOneAligner, SinkhornAligner
 from nemo_comat.compress import AttentionCompressor, CIFCompressor, CTCCompressor, FrameCompressor
 from nemo_comat.models.manifest import ManifestError
@@ -227,7 +227,9 @@ def test_lhotse_and_a_schedule_need_the_number_of_steps(script, written):
 @pytest.mark.parametrize("form", ["shar_path", "shar_path by field"])
 def test_lhotse_and_an_epoch_need_the_number_of_batches(script, written, form):
     cfg = named_by(NAMED[form], written[0], "model.validation_ds=null", "trainer.max_steps=2")
-    with pytest.raises(ConfigError, match="model.train_ds does not tell .* give trainer.limit_train_batches=BATCHES"):
+    with pytest.raises(
+        ConfigError, match=r"model.train_ds does not tell .* give \+\+trainer.limit_train_batches=BATCHES"
+    ):
         script.build(cfg)
 
 
@@ -548,6 +550,63 @@ def test_a_report_does_without_what_cannot_be_aligned(small_cfg, manifest, tmp_p
         lines = script.report(model, tmp_path / "m.json", out, tmp_path / f"{picture}.html")
         assert out.exists() is picture and any("No picture of an alig" in line for line in lines) is not picture
         assert lines[0].startswith("Word error rate on 2 held-out") and (tmp_path / f"{picture}.html").exists()
+
+
+def test_a_report_hears_several_channels(small_cfg, manifest, tmp_path):
+    model, script = tmp_path / "m.nemo", load_script("demo_report")
+    ComatCTCModelBPE(cfg=small_cfg).save_to(str(model))
+    row, lines = json.loads(open(manifest).readline()), []
+    samples, rate = soundfile.read(row["audio_filepath"])
+    for name, shares in (("mono", [1]), ("stereo", [2, 0])):
+        channels = np.stack([share * samples for share in shares], 1)
+        soundfile.write(tmp_path / f"{name}.wav", channels, rate, subtype="FLOAT")
+        (tmp_path / "m.json").write_text(json.dumps({**row, "audio_filepath": f"{tmp_path}/{name}.wav"}))
+        out = tmp_path / f"{name}.png"
+        lines.append(script.report(model, tmp_path / "m.json", out, tmp_path / f"{name}.html"))
+        assert out.exists()
+    assert lines[0][:4] == lines[1][:4]
+
+
+class Aligner:
+    """Stands for a model whose align_text fails."""
+
+    def __init__(self, error=None):
+        self.error, self.asked = error, 0
+
+    def align_text(self, audio, text):
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_report_says_why_it_has_no_picture(tmp_path, monkeypatch):
+    script = load_script("demo_report")
+    absent = TeacherError("Teacher 'x' cannot be loaded: no network.\nTry again.")
+
+    def no_matplotlib(*args, **options):
+        raise ImportError("Pictures of alignments need matplotlib: pip install 'nemo_comat[demo]'")
+
+    monkeypatch.setattr(script, "plot_alignment", no_matplotlib)
+    for model, asked, why in [
+        (Aligner(absent), 1, "Teacher 'x' cannot be loaded: no network. Try again."),
+        (Aligner(ValueError("too short")), 3, "too short"),
+        (Aligner(), 1, "Pictures of alignments need matplotlib: pip install 'nemo_comat[demo]'"),
+        (object(), None, "a object was not trained with COMAT."),
+    ]:
+        found = script.draw_alignment(model, ["a", "b", "c"], ["x", "y", "z"], tmp_path / "a.png")
+        assert found == (None, f"No picture of an alignment: {why}") and not list(tmp_path.iterdir())
+        assert getattr(model, "asked", None) == asked
+
+
+def test_a_report_says_why_it_has_no_curves(tmp_path, monkeypatch):
+    script = load_script("demo_report")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(script, "read_scalars", lambda folder: {"val_wer": [(1, 0.5)]})
+    curves, (line,) = script.draw_curves(tmp_path / "checkpoints" / "m.nemo")
+    assert curves is None and line.startswith("No curves of training: ") and "matplotlib" in line
+    assert script.draw_curves(tmp_path / "m.nemo") == (None, [])
+    monkeypatch.setattr(script, "read_scalars", lambda folder: {})
+    assert script.draw_curves(tmp_path / "checkpoints" / "m.nemo") == (None, [])
 
 
 def test_the_report_as_a_page_has_the_curves_of_a_run_that_went_on(small_cfg, tmp_path):

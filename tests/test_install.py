@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -133,6 +134,24 @@ def test_pip_takes_the_place_of_uv_with_a_word(monkeypatch, tmp_path, capsys, br
     assert ("pip t" in said) is ("pip install" in wanted) and ("Installed in" in said) is ends_well
     if "uv pip install" in ran or "pip install" in ran:
         assert "To download: " in said and "On disk: " in said and "minutes" in said
+
+
+def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "half")], check=True)
+    python = install.interpreter(tmp_path / "half")
+    assert python.exists() and not install.has_pip(python)
+    assert not install.has_pip(tmp_path / "none") and install.has_pip(Path(sys.executable))
+    # its making fails again, as on Debian without python3-venv: nothing is installed into it
+    ran = []
+    monkeypatch.setattr(install, "succeeds", lambda command, **options: bool(ran.append(command[1:3])))
+    with pytest.raises(SystemExit, match="half could not be made; .* `apt install python3-venv` helps"):
+        install.install(tmp_path / "half", ".", "lock.txt")
+    assert ran == [["-m", "venv"]]
+
+
+def test_the_folder_of_the_clone_may_have_spaces():
+    lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if re.search(r"\$\((CURDIR|abspath)", line)]
+    assert lines and all(re.search(r'"\$\(CURDIR\)[^"]*"', line) for line in lines)
 
 
 def test_another_python_is_refused_in_one_sentence():

@@ -22,6 +22,7 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
 import alignments  # noqa: E402
+import arms  # noqa: E402
 import features  # noqa: E402
 import gradients  # noqa: E402
 import ngram  # noqa: E402
@@ -35,6 +36,8 @@ import speak  # noqa: E402
 import step_time  # noqa: E402
 import train  # noqa: E402
 import word_errors  # noqa: E402
+from sentencepiece import SentencePieceProcessor  # noqa: E402
+from test_mixin import babbling  # noqa: E402
 
 from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
 from nemo_comat.views.plot import Alignment  # noqa: E402
@@ -197,6 +200,96 @@ def test_decoded_audio_has_the_samples_it_had(tmp_path):
     assert (soundfile.read(row["audio_filepath"], dtype="int16")[0] == samples).all()
 
 
+@pytest.mark.parametrize("name", ["a.wav FLOAT", "a.wav DOUBLE", "a.aiff FLOAT", "a.ogg VORBIS", "a.wav PCM_24"])
+def test_decoded_audio_is_as_loud_as_it_was(tmp_path, name):
+    name, subtype = name.split()
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    soundfile.write(tmp_path / name, tone, 16000, subtype=subtype)
+    samples, _ = soundfile.read(prepare.decode_file(str(tmp_path / name), tmp_path))
+    assert np.abs(samples - soundfile.read(tmp_path / name)[0]).max() < 1e-4 and np.abs(samples).max() > 0.4
+
+
+def test_samples_that_are_too_loud_are_clipped(tmp_path):
+    soundfile.write(tmp_path / "a.wav", [0.5, 1.5, -2.0], 16000, subtype="FLOAT")
+    samples, _ = soundfile.read(prepare.decode_file(str(tmp_path / "a.wav"), tmp_path), dtype="int16")
+    assert samples[0] == pytest.approx(16384, abs=1) and samples[1:].tolist() == [32767, -32768]
+    # what was cut off before it was encoded comes back louder than full scale
+    tone = np.clip(3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000), -1, 1)
+    soundfile.write(tmp_path / "a.ogg", tone, 16000)
+    loud, _ = soundfile.read(tmp_path / "a.ogg")
+    samples, _ = soundfile.read(prepare.decode_file(str(tmp_path / "a.ogg"), tmp_path))
+    assert np.abs(loud).max() > 1.05 and np.abs(samples - np.clip(loud, -1, 1)).max() < 1e-3
+
+
+def test_capitals_are_kept_or_refused_before_the_work(manifest, tmp_path, monkeypatch):
+    rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
+    source, command = tmp_path / "source", ["prepare.py", f"--out={tmp_path}/data", f"{tmp_path}/source"]
+    source.mkdir()
+    for split in prepare.SPLITS:
+        texts = ({**row, "text": row["text"].title() if split != "dev" else row["text"]} for row in rows)
+        (source / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    monkeypatch.setattr(sys, "argv", [*command, "--vocab_size=50", "--decode"])
+    word = rows[0]["text"].split()[0].title()
+    with pytest.raises(SystemExit, match=f"test has words that .* such as '{word}'; give --no_lower_case") as error:
+        prepare.main()
+    assert "\n" not in str(error.value) and not (tmp_path / "data" / "wav").exists()
+    monkeypatch.setattr(sys, "argv", [*command, "--vocab_size=50", "--no_lower_case"])
+    prepare.main()
+    tokenizer = SentencePieceProcessor(model_file=str(tmp_path / "data" / "tokenizer" / "tokenizer.model"))
+    references = [json.loads(line)["text"] for line in (tmp_path / "data" / "test.json").read_text().splitlines()]
+    assert references[0].istitle() and [tokenizer.decode(tokenizer.encode(text)) for text in references] == references
+
+
+def test_case_is_what_the_tokenizer_folds():
+    row = {"text": "über der brücke, 3 ελα"}
+    prepare.check_case({"train": [{"text": "A"}], "dev": [row, {"text": None}], "test": [row]})
+    with pytest.raises(prepare.PrepareError, match="dev .* such as 'straße'"):
+        prepare.check_case({"dev": [{"text": [{"str": "die straße", "lang": "de"}]}]})
+
+
+def tarball(file, content):
+    """A tarball of one file, `which`, with this content."""
+    file.parent.mkdir(exist_ok=True)
+    (file.parent / "which").write_bytes(content)
+    with tarfile.open(file, "w:gz") as archive:
+        archive.add(file.parent / "which", "which")
+    return file
+
+
+def test_tarballs_of_like_names_are_unpacked_apart(tmp_path):
+    for name in ("x-v1.0", "x-v1.1"):
+        folder = prepare.unpack(tarball(tmp_path / f"{name}.tar.gz", name.encode()), tmp_path)
+        assert (folder / "which").read_text() == name and folder.name == name
+    again = prepare.unpack(tmp_path / "x-v1.0.tar.gz", tmp_path)
+    assert (again / "which").read_text() == "x-v1.0"
+    # one that was unpacked before said nothing of where it was from
+    (again / "unpacked").write_text("")
+    assert prepare.unpack(tmp_path / "x-v1.0.tar.gz", tmp_path) == again
+    other = tarball(tmp_path / "b" / "x-v1.1.tgz", bytes(range(256)))
+    with pytest.raises(prepare.PrepareError, match="x-v1.1 is there already, and is no whole unpacked x-v1.1.tgz"):
+        prepare.unpack(other, tmp_path)
+
+
+@pytest.mark.parametrize("kept", [5, 50000])
+def test_a_tarball_that_ends_too_soon_is_one_sentence(tmp_path, monkeypatch, kept):
+    whole = tarball(tmp_path / "whole.tar.gz", np.random.default_rng(0).bytes(100000)).read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[:kept])
+    monkeypatch.setattr(sys, "argv", ["prepare.py", f"--out={tmp_path}/data", f"{tmp_path}/cut.tar.gz"])
+    with pytest.raises(SystemExit, match="cut.tar.gz (cannot be unpacked .*; fetch it again|is neither a folder nor)"):
+        prepare.main()
+    assert not (tmp_path / "data" / "audio" / "cut").exists()
+
+
+def test_a_line_ends_where_json_says_so(tmp_path):
+    row = {"audio_filepath": "a.wav", "text": "a\u2028dog\x85ran"}
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert records.training_texts(tmp_path) == [row["text"]]
+    assert len(report.manifest_audio(tmp_path / "test.json")) == 1
+    librispeech(tmp_path / "corpus", {"x": [row["text"], "one"]})
+    assert [found["text"] for found in prepare.rows_of_librispeech(tmp_path / "corpus")] == [row["text"], "one"]
+
+
 def test_copies_at_other_speeds_are_made_once_of_training_alone(data, tmp_path, monkeypatch):
     arguments = [str(data), f"--out={tmp_path}", "--vocab_size=40", "--speeds=0.9,1.25"]
     monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
@@ -272,12 +365,12 @@ def test_texts_to_speak_are_cut_in_order():
 
 @pytest.mark.parametrize("scale", train.RECIPE.scales)
 def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
-    configs = {arm: train.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
+    configs = {arm: arms.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
     layer = (configs["ctc"].model.encoder.n_layers - 1) // 2
     for arm, cfg in configs.items():
         conditioned, between = arm == "self_conditioned", arm in ("interctc", "default", "self_conditioned")
         assert cfg.model.interctc == {"loss_weights": [0.3] * between, "apply_at_layers": [layer] * between}
-        assert (cfg.model.comat.weight > 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
+        assert (cfg.model.comat.weight != 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
         assert cfg.model.comat.consistency_weight == (0.2 if arm == "cr_ctc" else 0)
         assert cfg.model.comat.feedback == ("ctc" if conditioned else False)
     methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}
@@ -285,6 +378,41 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     for cfg in configs.values():
         del cfg.model.comat, cfg.model.interctc, cfg.name
         assert cfg.model == configs["ctc"].model and cfg.trainer == configs["ctc"].trainer
+
+
+def test_paths_may_have_any_sign(tmp_path):
+    place = tmp_path / 'jürgen\'s [LAYER] (5h), a=b \\ "x"' / "数据"
+    start = place / "m.nemo"
+    cfg, overrides = arms.arm_config("interctc", place, place / "run", "cpu", ["model.optim.lr=1"], start)
+    assert cfg.model.train_ds.manifest_filepath == str(place / "train.json")
+    assert cfg.model.validation_ds.manifest_filepath == str(place / "dev.json")
+    assert cfg.model.tokenizer.dir == str(place / "tokenizer") and cfg.init_from_nemo_model == str(start)
+    assert cfg.exp_manager.explicit_log_dir == str(place / "run" / "nemo")
+    # as they were recorded before
+    assert f"model.tokenizer.dir={place}/tokenizer" in overrides and overrides[-2] == "model.optim.lr=1"
+    assert overrides[-1] == f"++init_from_nemo_model={start}" and cfg.model.interctc.apply_at_layers == [1]
+    # who gives a path himself has the last word
+    cfg, _ = arms.arm_config("ctc", place, place / "run", "cpu", ["model.tokenizer.dir=mine"])
+    assert cfg.model.tokenizer.dir == "mine"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path):
+    folder = tmp_path / "ctc" / "seed1"
+    with train.locked(folder):
+        message = rf"seed1 is being trained by process {os.getpid()} on .*; wait for its end, stop it, or give another"
+        with pytest.raises(BlockingIOError, match=message) as error:
+            train.train("ctc", "ctc", 1, data, tmp_path, "cpu", TINY)
+        assert "\n" not in str(error.value) and not (folder / "run.json").exists()
+    hold = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder / "lock")], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(BlockingIOError), train.locked(folder):
+            pass
+        holder.kill()
+    with train.locked(folder):
+        pass
 
 
 @pytest.mark.parametrize("arm, own", [("cr_ctc", []), ("default", ["consistency_weight=0.2", "context.layers=1"])])
@@ -400,6 +528,34 @@ def check_ngram(tmp_path, folder, data):
     assert said <= {ord(wanted) - 100}
 
 
+def test_several_channels_are_scored_as_their_mean(small_cfg, manifest, tmp_path):
+    model = babbling(ComatCTCModelBPE(cfg=small_cfg)).eval()
+    rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()][:3]
+    # 2 x and 0 have x as their mean to the last bit
+    for name, shares in (("mono", [1]), ("stereo", [2, 0])):
+        lines = []
+        for number, row in enumerate(rows):
+            samples, rate = soundfile.read(row["audio_filepath"])
+            file = tmp_path / f"{name}{number}.wav"
+            soundfile.write(file, np.stack([share * samples for share in shares], 1), rate, subtype="FLOAT")
+            # a row that stays as it is, among those that do not
+            lines.append(json.dumps({**row, "audio_filepath": str(file if number else row["audio_filepath"])}))
+        (tmp_path / f"{name}.json").write_text("\n".join(lines * 6))
+    # by one utterance at a time, in more than one part
+    mono, stereo = (score.transcribe(model, tmp_path / f"{name}.json", 1) for name in ("mono", "stereo"))
+    assert len(mono) == 18 and mono == stereo and mono[0]["transcript"] and mono[:3] * 6 == mono
+
+
+def test_the_language_models_text_is_replaced_only_when_told(tmp_path, monkeypatch):
+    (tmp_path / "lm.txt").write_text("mine")
+    command = ["ngram.py", str(tmp_path), f"--data={tmp_path}/data", f"--text={tmp_path}/lm.txt"]
+    for more, message in (([], "lm.txt exists already; .* or --overwrite"), (["--overwrite"], "holds no finished run")):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        with pytest.raises(SystemExit, match=message):
+            ngram.main()
+    assert (tmp_path / "lm.txt").read_text() == "mine"
+
+
 def test_scoring_waits_for_the_end_of_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished run; train it first"):
         score.score(tmp_path, tmp_path)
@@ -419,6 +575,33 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     args = Namespace(out=tmp_path, arms=["ctc", "interctc", "comat"], seeds=[1], jobs=2)
     assert run.run_all(args) == [("comat", 1)]
     assert sorted(path.name for path in tmp_path.glob("*1")) == ["comat1", "interctc1"]
+
+
+def test_a_run_of_other_settings_is_not_reported_as_the_one_asked_for(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_all", lambda args: [])
+    folder = tmp_path / "comat" / "seed1"
+    asked = {}
+    for weight in (1, 9):
+        override = f"model.comat.weight={weight}"
+        command = ["run.py", f"--data={data}", f"--out={tmp_path}", "--arms", "comat", "--seeds", "1", "--scale=cpu"]
+        asked[weight] = [*command, "--overrides", override]
+        settings = arms.settings("comat", 1, data, folder, "cpu", [override])[1]
+        if weight == 1:
+            scored(folder, ["the cat sat", "on the mat", "a dog ran far"])
+            of_run = json.loads((folder / "run.json").read_text())
+            (folder / "run.json").write_text(json.dumps({**of_run, **settings}))
+    monkeypatch.setattr(sys, "argv", asked[9])
+    with pytest.raises(SystemExit, match="comat/seed1 holds a run of other settings; give another"):
+        run.main()
+    monkeypatch.setattr(sys, "argv", asked[1])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 0
+
+
+def test_settings_are_compared_without_nemo():
+    check = "import run, sys; sys.exit('nemo' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=RECIPE).returncode == 0
 
 
 def test_overrides_reach_a_run_as_they_were_given(tmp_path, monkeypatch):
@@ -448,24 +631,45 @@ def test_stopping_the_table_stops_its_runs(data, tmp_path):
     assert log.exists() and not holders(log) and not settings.exists()
 
 
-def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch):
+@pytest.fixture
+def handlers():
+    """Puts the handlers of the signals back that a test changes."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch, handlers, number):
     popen, started = subprocess.Popen, []
 
     def stopped_meanwhile(*args, **options):
         started.append(popen(*args, **options))
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return started[-1]
 
     monkeypatch.setattr(run, "commands", lambda args, arm, seed: [["sleep", "60"]])
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(subprocess, "Popen", stopped_meanwhile)
-            run.run_all(Namespace(out=tmp_path, arms=["ctc"], seeds=[1], jobs=1))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    run.stop_as_ctrl_c()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(subprocess, "Popen", stopped_meanwhile)
+        run.run_all(Namespace(out=tmp_path, arms=["ctc"], seeds=[1], jobs=1))
     (process,) = started
+    assert ended.value.code == 128 + number
     assert process.wait(timeout=10) == -signal.SIGTERM
+
+
+def test_a_table_under_nohup_outlives_its_terminal(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run.stop_as_ctrl_c()
+    with run.deferred(*run.STOPS):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    # one that is ignored keeps no other from being heard
+    with pytest.raises(SystemExit), run.deferred(*run.STOPS):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def holders(file):
@@ -580,6 +784,26 @@ def test_runs_are_compared_with_those_that_are_named(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", [*command, "ctc"])
     with pytest.raises(SystemExit, match="--against ctc: .* has no such finished run .* it has default, mine"):
         report.main()
+
+
+def test_runs_of_different_test_sets_are_not_compared(tmp_path):
+    references = ["the cat sat", "on the mat", "a dog ran far"]
+    scored(tmp_path / "ctc" / "seed1", references)
+    scored(tmp_path / "comat" / "seed3", references[::-1], references[::-1])
+    with pytest.raises(ValueError, match="^comat seed 1 was scored on another test set than ctc seed 1; ") as error:
+        report.report(tmp_path)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(tmp_path / "comat")
+    scored(tmp_path / "ctc" / "seed2", references[:2], references[:2])
+    with pytest.raises(ValueError, match="ctc seed 2 was scored on another test set than ctc seed 1"):
+        report.report(tmp_path)
+    report.report(tmp_path, seeds=[2])
+
+
+def test_training_without_texts_has_none_of_the_words(tmp_path):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    (tmp_path / "train.json").write_text(json.dumps({"text": ""}) + "\n")
+    assert "never in training (100 %)" in report.report(tmp_path, data=tmp_path)
 
 
 def test_the_page_has_the_table_and_what_the_best_arm_heard(tmp_path):

@@ -1,6 +1,8 @@
 """The report's page: words that differ are marked, sound and pictures are in it, and nothing is fetched."""
 
 import base64
+import io
+import json
 import re
 import struct
 import sys
@@ -8,12 +10,14 @@ import wave
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from scripts import EXAMPLES
 
 sys.path.insert(0, str(EXAMPLES))
 import report_page  # noqa: E402
-from report_page import Page, chart, compared, file_uri  # noqa: E402
+from report_page import Page, Sound, chart, compared, file_uri, manifest_audio, sound_uri  # noqa: E402
 
 VOID = {"meta", "img", "br"}
 
@@ -105,6 +109,33 @@ def test_sound_is_named_as_browsers_know_it(tmp_path):
         assert file_uri(tmp_path / name) == f"data:{kind};base64,eA=="
     with pytest.raises(FileNotFoundError):
         file_uri(tmp_path / "gone.wav")
+
+
+def test_only_what_a_row_names_is_in_the_page(tmp_path):
+    samples = (np.arange(1200) - 600).astype(np.int16)
+    for name, content in (("a", samples), ("b", -samples), ("two", np.stack([samples, -samples], 1))):
+        soundfile.write(tmp_path / f"{name}.wav", content, 100)
+    rows = [
+        {"audio_filepath": "a.wav", "offset": 3, "duration": 1.5},
+        {"audio_filepath": "a.wav", "offset": 9, "duration": None},
+        {"audio_filepath": "a.wav", "duration": 2.0},
+        {"audio_filepath": ["a.wav", str(tmp_path / "b.wav")], "duration": 12},
+        {"audio_filepath": "two.wav", "offset": 1, "duration": 2},
+        {"audio_filepath": "a.wav", "duration": 12.0},
+    ]
+    (tmp_path / "m.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *parts, whole = (sound_uri(sound) for sound in manifest_audio(tmp_path / "m.json"))
+    assert whole == file_uri(tmp_path / "a.wav")
+    nothing = np.zeros(1200, np.int16)
+    for part, wanted in zip(parts, (samples[300:450], samples[900:], samples[:200], nothing, nothing[:200])):
+        content = base64.b64decode(part.removeprefix("data:audio/wav;base64,"))
+        found, rate = soundfile.read(io.BytesIO(content), dtype="int16")
+        assert rate == 100 and np.abs(found - wanted).max() <= 1
+    page = Page("x")
+    page.utterances("y", [("a", "a", manifest_audio(tmp_path / "m.json")[0])])
+    assert parts[0] in page.html()
+    with pytest.raises(FileNotFoundError):
+        sound_uri(Sound([tmp_path / "gone.wav"], None, 1.0))
 
 
 def test_charts_of_nothing_are_left_out():

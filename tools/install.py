@@ -118,6 +118,12 @@ def succeeds(command, **options):
         return False
 
 
+def has_pip(python):
+    """True where an environment is whole: one whose making was stopped has a Python, and no pip."""
+    command = [str(python), "-m", "pip", "--version"]
+    return python.exists() and subprocess.run(command, capture_output=True).returncode == 0
+
+
 def output(command):
     """What a command prints."""
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
@@ -146,7 +152,7 @@ def by_pip(python, arguments):
 
 
 def install(environment, target, constraint, installer="auto"):
-    """Makes the environment where it is missing, and installs target, editable.
+    """Makes the environment where it is missing or lacks pip, and installs target, editable.
 
     Args:
         environment: path. target: such as ``.[demo,docs,test]``. constraint: path of a file of versions.
@@ -154,7 +160,7 @@ def install(environment, target, constraint, installer="auto"):
     """
     begin = time.monotonic()
     python = interpreter(environment)
-    if not python.exists():
+    if not has_pip(python):
         say(f"An environment in {environment}: some seconds.")
         if not succeeds([sys.executable, "-m", "venv", environment]):
             sys.exit(f"{environment} could not be made; on Debian and Ubuntu, `apt install python3-venv` helps.")

@@ -22,8 +22,8 @@ if __name__ == "__main__":
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
 from nemo.utils import logging
 from omegaconf import open_dict
-from records import training_texts
-from score import checkpoint_of, transcribe, write_rows
+from records import checkpoint_of, training_texts
+from score import transcribe, write_rows
 from word_errors import errors, rate
 
 from nemo_comat import ComatCTCModelBPE
@@ -78,13 +78,14 @@ def main():
     parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
+    parser.add_argument("--overwrite", action="store_true", help="replace a text that is there already")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
     task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
     args = parser.parse_args()
     with exit_in_one_sentence(ManifestError):
         if args.text is not None:
-            check_outputs([args.text], inputs=[args.data])
+            check_outputs([args.text], inputs=[args.data], overwrite=args.overwrite)
             tokenizer = ComatCTCModelBPE.restore_from(str(checkpoint_of(args.folder)), map_location="cpu").tokenizer
             lines = [as_characters(tokenizer, text) + "\n" for text in training_texts(args.data)]
             with written_beside(args.text) as part:

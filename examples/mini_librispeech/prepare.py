@@ -10,19 +10,25 @@ Each source is a folder with train.json, dev.json and test.json (taken as they a
 test-clean (about 0.8 GB, CC BY 4.0) from OpenSLR 31 and 12. DATA gets train.json, dev.json, test.json and tokenizer/.
 --decode writes the audio there as WAV, which takes a thirtieth of Opus's time to read. --speeds=0.9,1.1 adds copies of
 the training audio that are played so much slower or faster, so that training need not resample at each epoch. --hours
-keeps a part of the training speech, drawn from all its speakers, the same at each call.
+keeps a part of the training speech, drawn from all its speakers, the same at each call. The tokenizer is of lower-case
+text; --no_lower_case keeps the capitals of manifests.
 What was downloaded or unpacked is not fetched or unpacked again; manifests and a tokenizer that are there already are
 replaced with --overwrite alone.
 """
 
 import argparse
+import gzip
 import hashlib
 import json
+import lzma
 import random
+import re
 import sys
 import tarfile
 import tempfile
+import unicodedata
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +45,11 @@ from nemo_comat.waiting import announce_nemo  # noqa: E402
 
 SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
 RESOURCES = {"train": 31, "dev": 31, "test": 12}
+PACKED = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
+# of a tarball that ends too soon or was damaged
+DAMAGED = (EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+# libsndfile decodes these to floats: asked for int16, it gives silence, or lets loud samples wrap
+FLOATS = {"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
 
 class PrepareError(ValueError):
@@ -64,10 +75,21 @@ def unpack(source, out):
     """A folder: the source itself, or what its tarball holds, unpacked once under a folder."""
     if source.is_dir():
         return source
-    if not source.is_file() or not tarfile.is_tarfile(source):
-        raise PrepareError(f"{source} is neither a folder nor a tarball; give what holds the audio or the manifests.")
-    folder = out / "audio" / source.name.split(".")[0]
-    if (folder / "unpacked").exists():
+    try:
+        if not source.is_file() or not tarfile.is_tarfile(source):
+            raise PrepareError(
+                f"{source} is neither a folder nor a tarball; give what holds the audio or the manifests."
+            )
+        return unpack_tarball(source, out / "audio" / PACKED.sub("", source.name))
+    except DAMAGED as error:
+        raise PrepareError(f"{source} cannot be unpacked ({error}); fetch it again.") from error
+
+
+def unpack_tarball(source, folder):
+    """The folder, with what the tarball holds; it says which tarball that was, for several may have one name."""
+    which, mark = f"{source.name}, {source.stat().st_size} bytes", folder / "unpacked"
+    # those of before say nothing
+    if mark.exists() and mark.read_text() in (which, ""):
         return folder
     if folder.exists():
         raise PrepareError(f"{folder} is there already, and is no whole unpacked {source.name}; remove or rename it.")
@@ -76,7 +98,7 @@ def unpack(source, out):
         inside = Path(beside, folder.name)
         with tarfile.open(source) as archive:
             archive.extractall(inside, filter="data")
-        (inside / "unpacked").touch()
+        (inside / "unpacked").write_text(which)
         inside.rename(folder)
     return folder
 
@@ -103,7 +125,8 @@ def rows_of_librispeech(folder):
     """Rows of a folder in LibriSpeech's layout: one for each line of its *.trans.txt files, lower case."""
     rows = []
     for transcripts in tqdm(sorted(folder.rglob("*.trans.txt")), desc=folder.name, unit="chapter"):
-        for line in transcripts.read_text(encoding="utf-8").splitlines():
+        # not splitlines, which parts a text at signs such as U+2028 too
+        for line in filter(None, transcripts.read_text(encoding="utf-8").split("\n")):
             name, _, text = line.partition(" ")
             audio = next(transcripts.parent.glob(f"{name}.*"), None)
             if audio is None:
@@ -195,22 +218,55 @@ def decode_file(source, folder):
     which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
     file = folder / f"{Path(source).stem}-{which}.wav"
     if not file.exists():
-        samples, rate = soundfile.read(source, dtype="int16")
+        dtype = "float32" if soundfile.info(source).subtype in FLOATS else "int16"
+        samples, rate = soundfile.read(source, dtype=dtype)
         with written_beside(file) as part:
             soundfile.write(part, samples, rate, subtype="PCM_16", format="WAV")
     return file
 
 
-def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=False, speeds=(), overwrite=False):
+def check_case(rows):
+    """Looks before the work for what a lower-case tokenizer cannot give back, which would count as errors.
+
+    Args:
+        rows: by split.
+    Raises:
+        PrepareError: a text of dev or test has capitals, or letters that case folding changes, such as ß.
+    """
+    from nemo_comat.models.reference import manifest_text
+
+    for split in ("dev", "test"):
+        for row in rows.get(split, ()):
+            text = unicodedata.normalize("NFKC", manifest_text([row["text"]]))
+            if text != text.casefold():
+                word = next(word for word in text.split() if word != word.casefold())
+                raise PrepareError(
+                    f"{split} has words that a lower-case tokenizer writes otherwise, such as {word!r}; give "
+                    "--no_lower_case, or manifests in lower case."
+                )
+
+
+def prepare(
+    sources,
+    out,
+    directories=SPLITS,
+    vocab_size=128,
+    hours=None,
+    wav=False,
+    speeds=(),
+    overwrite=False,
+    lower_case=True,
+):
     """Writes OUT/train.json, dev.json, test.json and tokenizer/; returns the rows by split.
 
     Args:
         sources: folders or tarballs. out: folder. directories: LibriSpeech folder name of each split.
         vocab_size: pieces of the tokenizer. hours: of training audio to keep, None = all. wav: decode all audio to WAV.
         speeds: of copies of the training audio beside it, with wav alone.
-        overwrite: True where what is there already may be replaced.
+        overwrite: True where what is there already may be replaced. lower_case: as of `build_tokenizer`.
     Raises:
-        PrepareError: a source is missing or lacks a split. ManifestError, ValueError: a manifest cannot be used.
+        PrepareError: a source is missing or damaged, lacks a split, or has capitals that lower_case would lose.
+        ManifestError, ValueError: a manifest cannot be used.
         OutputError: what would be written is read, or is there already.
     """
     written = [*(out / f"{split}.json" for split in directories), *(out / "tokenizer" / name for name in FILES)]
@@ -218,6 +274,8 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=Fa
     check_outputs(written, inputs=[*sources, *read], overwrite=overwrite)
     folders = [unpack(source, out) for source in sources]
     rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
+    if lower_case:
+        check_case(rows)
     if hours is not None:
         rows["train"] = part_of(rows["train"], hours)
     if wav:
@@ -227,7 +285,7 @@ def prepare(sources, out, directories=SPLITS, vocab_size=128, hours=None, wav=Fa
         with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
             manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
     texts = read_texts([out / "train.json"])
-    build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, overwrite=overwrite)
+    build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, lower_case=lower_case, overwrite=overwrite)
     return rows
 
 
@@ -250,6 +308,7 @@ def main():
     parser.add_argument("--hours", type=float, help="hours of training audio to keep (default: all)")
     parser.add_argument("--decode", action="store_true", help="write all audio as WAV, which is quick to read")
     parser.add_argument("--speeds", type=speeds_of, default=(), help="with --decode, of copies of the training audio")
+    parser.add_argument("--no_lower_case", action="store_true", help="keep the manifests' capitals in the tokenizer")
     parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError, RuntimeError):  # of a source or a manifest
@@ -261,7 +320,15 @@ def main():
             parser.error("--speeds writes WAV, so it needs --decode")
         directories = {split: getattr(args, split) for split in SPLITS}
         rows = prepare(
-            sources, args.out, directories, args.vocab_size, args.hours, args.decode, args.speeds, args.overwrite
+            sources,
+            args.out,
+            directories,
+            vocab_size=args.vocab_size,
+            hours=args.hours,
+            wav=args.decode,
+            speeds=args.speeds,
+            overwrite=args.overwrite,
+            lower_case=not args.no_lower_case,
         )
     for split, split_rows in rows.items():
         hours = sum(map(seconds_of, split_rows)) / 3600

@@ -11,10 +11,28 @@ from nemo_comat.output import written_beside
 RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
 
 
+def json_lines(text):
+    """What the lines of a text hold; not by splitlines, which parts a line at signs such as U+2028 too."""
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def training_texts(data):
     """Training texts of a folder that prepare.py wrote, each once: its copies at other speeds are left out."""
-    lines = (data / "train.json").read_text(encoding="utf-8").splitlines()
-    return [row["text"] for row in map(json.loads, lines) if "speed" not in row and row.get("text")]
+    rows = json_lines((data / "train.json").read_text(encoding="utf-8"))
+    return [row["text"] for row in rows if "speed" not in row and row.get("text")]
+
+
+def checkpoint_of(folder):
+    """The run's .nemo file, the checkpoint of lowest dev WER.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    settings = folder / "run.json"
+    found = sorted((folder / "nemo" / "checkpoints").glob("*.nemo"))
+    if not settings.exists() or not json.loads(settings.read_text()).get("finished") or not found:
+        raise FileNotFoundError(f"{folder} holds no finished run; train it first with train.py or run.py.")
+    return found[0]
 
 
 def record(folder, name):
@@ -76,7 +94,7 @@ def read_runs(out, names=(), seeds=(), first=()):
     runs = defaultdict(list)
     for folder in finished(out, names, seeds):
         run = json.loads(read_record(folder, "run.json"))
-        steps = {row["step"]: row for row in map(json.loads, read_record(folder, "history.jsonl").splitlines())}
+        steps = {row["step"]: row for row in json_lines(read_record(folder, "history.jsonl"))}
         splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
         runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
     order = [*(name for name in first if name in runs), *(name for name in runs if name not in first)]

@@ -32,13 +32,37 @@ def spread(values):
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
 
 
+def check_test_set(runs):
+    """Looks whether all runs were scored on the same utterances, without which they cannot be compared.
+
+    Args:
+        runs: of `read_runs`.
+    Raises:
+        ValueError: two of them were not.
+    """
+    said = [
+        (f"{name} seed {seed['run'].get('seed', number)}", [row["reference"] for row in seed["test"]])
+        for name, seeds in runs.items()
+        for number, seed in enumerate(seeds, 1)
+    ]
+    for run, references in said:
+        if references != said[0][1]:
+            raise ValueError(
+                f"{run} was scored on another test set than {said[0][0]}; name runs of one test set, or score one of "
+                "these two again."
+            )
+
+
 def summary(runs, times=None, against=BASELINES):
     """What the report says, by run name, as plain numbers.
 
     Args:
         runs: of `read_runs`. times: Counter of the training words, or None. against: names of runs that the others are
             compared with, where they are there; words are mended and broken against the first.
+    Raises:
+        ValueError: the runs were scored on different test sets.
     """
+    check_test_set(runs)
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
     found = {}
     for name, seeds in runs.items():
@@ -234,7 +258,8 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
             training words, and whose test.json where the audio is, or None. html: path of the page, or None.
         seeds: numbers of those to compare, all by default. against: names of runs that the others are compared with.
     Raises:
-        ValueError: no run is finished and scored, or none that is named in against where that is not the default.
+        ValueError: no run is finished and scored, or none that is named in against where that is not the default; or
+            the runs were scored on different test sets.
     """
     runs = read_runs(out, names, seeds, against)
     if not runs:
@@ -245,7 +270,8 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
             f"--against {missing[0]}: {out} has no such finished run among those to compare; it has {', '.join(runs)}."
         )
     texts = training_texts(data) if data is not None else None
-    found = summary(runs, texts and Counter(word for text in texts for word in text.split()), against)
+    times = None if texts is None else Counter(word for text in texts for word in text.split())
+    found = summary(runs, times, against)
     text = markdown(found, runs, against)
     numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("report.md", text), ("report.json", numbers)):

@@ -3,8 +3,9 @@
     python examples/mini_librispeech/prepare.py --out=DATA FOLDER
     python examples/mini_librispeech/run.py --data=DATA --out=RUNS --scale=gpu --seeds 1 2 --jobs 4
 
-What is finished is not done again. --jobs runs share the machine; each has its log in RUNS/NAME/seedN/log. --overrides
-hold for all arms. A setting of your own beside the arms: train.py with --name, score.py, report.py.
+What is finished is not done again; a folder with runs of other settings is refused. --jobs runs share the machine; each
+has its log in RUNS/NAME/seedN/log. --overrides hold for all arms. A setting of your own beside the arms: train.py with
+--name, score.py, report.py.
 """
 
 import argparse
@@ -16,19 +17,19 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from arms import HERE, RECIPE, recorded, run_folder, settings
 from report import report
 from tqdm import tqdm
 
 from nemo_comat.output import exit_in_one_sentence
 
-HERE = Path(__file__).resolve().parent
-RECIPE = OmegaConf.load(HERE / "recipe.yaml")
+# of whoever stops the table: kill, Ctrl-C, and a terminal that is closed
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def commands(args, arm, seed):
     """The two commands of one run."""
-    data, folder = f"--data={args.data}", args.out / arm / f"seed{seed}"
+    data, folder = f"--data={args.data}", run_folder(args.out, arm, seed)
     options = [data, f"--out={args.out}", f"--scale={args.scale}", f"--arm={arm}", f"--seed={seed}"]
     options += [f"--start={args.start}"] * bool(args.start) + args.overrides
     train, score = ([sys.executable, str(HERE / f"{step}.py")] for step in ("train", "score"))
@@ -37,7 +38,7 @@ def commands(args, arm, seed):
 
 def start(args, arm, seed, command):
     """Starts a command of one run in the background; what it says goes into the run's log."""
-    folder = args.out / arm / f"seed{seed}"
+    folder = run_folder(args.out, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ}
@@ -55,19 +56,32 @@ def deferred(*numbers):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in caught[:1]:
+    for number in caught:
         signal.raise_signal(number)
 
 
 def launch(args, running, run, todo):
     """Starts the first of a run's commands; whoever stops the table meanwhile stops this one too."""
-    with deferred(signal.SIGTERM, signal.SIGINT):
+    with deferred(*STOPS):
         running[run] = start(args, *run, todo[0]), todo[1:]
+
+
+def check_settings(args):
+    """Looks before the first run at those that are there: they would be reported as the ones that are asked for.
+
+    Raises:
+        ConfigError: a folder holds a run of other settings. FileNotFoundError: there is no finished run in --start.
+    """
+    for seed in args.seeds:
+        for arm in args.arms:
+            folder = run_folder(args.out, arm, seed)
+            if (folder / "run.json").exists():
+                recorded(folder, settings(arm, seed, args.data, folder, args.scale, args.overrides, args.start)[1])
 
 
 def done(args, arm, seed):
     """True where a run is trained and scored."""
-    return all((args.out / arm / f"seed{seed}" / f"{split}.json").exists() for split in ("dev", "test"))
+    return all((run_folder(args.out, arm, seed) / f"{split}.json").exists() for split in ("dev", "test"))
 
 
 def ended(args, running):
@@ -109,6 +123,13 @@ def run_all(args):
     return failed
 
 
+def stop_as_ctrl_c():
+    """Lets what stops this process stop its runs too; what it ignores, as under nohup, it goes on to ignore."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Train, score and compare the recipe's arms.")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
@@ -120,8 +141,9 @@ def main():
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
-    # as Ctrl-C: the runs are stopped too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_as_ctrl_c()
+    with exit_in_one_sentence(ValueError):
+        check_settings(args)
     with exit_in_one_sentence():
         failed = run_all(args)
     for arm, seed in failed:

@@ -17,26 +17,14 @@ if __name__ == "__main__":
     announce_nemo()
 
 from nemo.utils import logging
+from records import checkpoint_of
 
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from demo_report import read_manifest  # noqa: E402
-
-
-def checkpoint_of(folder):
-    """The run's .nemo file, the checkpoint of lowest dev WER.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-    """
-    settings = folder / "run.json"
-    found = sorted((folder / "nemo" / "checkpoints").glob("*.nemo"))
-    if not settings.exists() or not json.loads(settings.read_text()).get("finished") or not found:
-        raise FileNotFoundError(f"{folder} holds no finished run; train it first with train.py or run.py.")
-    return found[0]
+from demo_report import read_manifest, transcripts  # noqa: E402
 
 
 def restore_on_dev(folder, data):
@@ -49,8 +37,8 @@ def restore_on_dev(folder, data):
 def transcribe(model, manifest, batch_size=16):
     """Rows of `reference` and `transcript`, in the manifest's order."""
     with read_manifest(manifest) as (audio, texts):
-        found = model.transcribe(audio, batch_size=batch_size, num_workers=0, verbose=False)
-    return [{"reference": text, "transcript": hyp.text} for text, hyp in zip(texts, found, strict=True)]
+        found = transcripts(model, audio, batch_size)
+    return [{"reference": text, "transcript": heard} for text, heard in zip(texts, found, strict=True)]
 
 
 def write_rows(rows, file):

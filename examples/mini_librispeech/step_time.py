@@ -18,8 +18,8 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
+from arms import RECIPE, arm_config
 from nemo.utils import logging
-from train import RECIPE, arm_config
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
 from nemo_comat.models.manifest import ManifestError

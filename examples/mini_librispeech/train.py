@@ -9,11 +9,15 @@ RUNS/NAME/seed1 gets `history.jsonl` (a row for each validation), `run.json`, an
 """
 
 import argparse
+import fcntl
 import json
+import os
 import resource
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -24,22 +28,18 @@ if __name__ == "__main__":
 
 import lightning.pytorch as pl
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from arms import HERE, RECIPE, recorded, run_folder, settings
+from features import remembered
 from nemo.utils import logging
-from omegaconf import OmegaConf
+from nemo.utils.get_rank import is_global_rank_zero
 
-HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from features import remembered  # noqa: E402
-from score import checkpoint_of  # noqa: E402
 from speech_to_text_comat import build  # noqa: E402
 
 from nemo_comat import ConfigError, TeacherError  # noqa: E402
 from nemo_comat.models.manifest import ManifestError  # noqa: E402
 from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
 
-RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 LOGGED = (
     "val_wer",
     "val_loss",
@@ -100,37 +100,6 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def arm_config(arm, data, folder, scale, extra=()):
-    """The arm's whole config.
-
-    Args:
-        arm: a name of recipe.yaml's arms. data, folder: paths. scale: a name of its scales. extra: overrides.
-    Returns:
-        DictConfig as examples/speech_to_text_comat.py gets it, and the list of all overrides.
-    """
-    data, parts = data.resolve(), RECIPE.arms[arm]
-    overrides = [
-        *RECIPE.shared,
-        *RECIPE.scales[scale],
-        *parts.overrides,
-        f"model.train_ds.manifest_filepath={data / 'train.json'}",
-        f"model.validation_ds.manifest_filepath={data / 'dev.json'}",
-        f"model.tokenizer.dir={data / 'tokenizer'}",
-        # a folder of its own: exp_manager moves the files that it finds there when it resumes
-        f"+exp_manager.explicit_log_dir={folder.resolve() / 'nemo'}",
-        *extra,
-    ]
-    with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base=None):
-        config = parts.get("config", "conformer_ctc_comat")
-        layers = compose(config, [o for o in overrides if "LAYER" not in o]).model.encoder.n_layers
-        overrides = [override.replace("LAYER", str((layers - 1) // 2)) for override in overrides]
-        cfg = compose(config, overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(cfg, True)
-    return cfg, overrides
-
-
 def commit_here():
     """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--exclude=*", "--dirty=+changes"]
@@ -140,18 +109,43 @@ def commit_here():
         return "unknown"
 
 
-def describe(arm, seed, overrides, cfg):
-    """What a run was: for run.json, and to refuse to resume another one."""
+def surroundings():
+    """Where a run was trained, for run.json."""
     gpu = torch.cuda.is_available()
     return {
-        "arm": arm,
-        "seed": seed,
-        "overrides": [o for o in overrides if "manifest_filepath" not in o and "explicit_log_dir" not in o],
-        "model": OmegaConf.to_container(cfg.model, resolve=True),
         "commit": commit_here(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+@contextmanager
+def locked(folder):
+    """Keeps other processes from training the run in a folder; the lock goes with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process trains it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # the other processes of a run on several GPUs are the same run
+    if not is_global_rank_zero():
+        yield
+        return
+    with open(folder / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"{folder} is being trained by {file.read() or 'another process'}; wait for its end, stop it, or give "
+                "another --name or --out."
+            ) from None
+        except OSError as error:  # of some file systems of clusters
+            logging.warning(f"{folder} cannot be locked ({error.strerror}); do not train this run twice at a time.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_settings(file, run):
@@ -168,30 +162,27 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
         start: folder of a finished run's seeds, whose weights are begun with.
     Raises:
         FileNotFoundError: there is no finished run in start.
-        ConfigError: the folder holds a run of other settings.
+        ConfigError: the folder holds a run of other settings. BlockingIOError: another process trains it.
     """
-    folder = out / name / f"seed{seed}"
-    if start is not None:
-        extra = [*extra, f"++init_from_nemo_model={checkpoint_of(start / f'seed{seed}').resolve()}"]
-    cfg, overrides = arm_config(arm, data, folder, scale, extra)
-    run = describe(arm, seed, overrides, cfg)
-    settings = folder / "run.json"
-    if settings.exists():
-        before = json.loads(settings.read_text())
-        if before["model"] != run["model"] or before["overrides"] != run["overrides"]:
-            raise ConfigError(f"{folder} holds a run of other settings; give another --name or --out, or remove it.")
-        if before.get("finished"):
-            return folder
-    write_settings(settings, run)
-    pl.seed_everything(seed)
-    trainer, model = build(cfg, [History(folder / "history.jsonl", seed)])
+    folder = run_folder(out, name, seed)
+    cfg, asked = settings(arm, seed, data, folder, scale, extra, start)
+    with locked(folder):
+        if not recorded(folder, asked).get("finished"):
+            fit(cfg, {**asked, **surroundings()}, folder)
+    return folder
+
+
+def fit(cfg, run, folder):
+    """Trains what `settings` described, from its last checkpoint on; run: what run.json is to say."""
+    write_settings(folder / "run.json", run)
+    pl.seed_everything(run["seed"])
+    trainer, model = build(cfg, [History(folder / "history.jsonl", run["seed"])])
     if cfg.model.preprocessor.get("dither") == 0 and cfg.model.train_ds.get("augmentor") is None:
         model.preprocessor.forward = remembered(model.preprocessor.forward)
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
-    pl.seed_everything(1000 * seed)
+    pl.seed_everything(1000 * run["seed"])
     trainer.fit(model)
-    write_settings(settings, {**run, "steps": trainer.global_step, "finished": True})
-    return folder
+    write_settings(folder / "run.json", {**run, "steps": trainer.global_step, "finished": True})
 
 
 def main():

@@ -93,9 +93,9 @@ class ContextConfig:
 
 @dataclass
 class TransferConfig:
-    """Arguments of `nemo_comat.transfer.TransferLoss`."""
+    """Arguments of `nemo_comat.transfer.TransferLoss`, whose own default loss needs no table."""
 
-    loss: Loss = "cosine"
+    loss: Loss = "classify"
     temperature: float = 0.1
     negatives: int | None = None
     top_k: int = 32

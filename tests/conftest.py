@@ -163,6 +163,7 @@ def base_cfg(manifest):
     cfg.model.test_ds = None
     cfg.model.tokenizer.dir = str(CORPUS / "tokenizer")
     cfg.model.log_prediction = False
+    cfg.model.comat.weight, cfg.model.comat.transfer.loss = 10.0, "cosine"  # whose values are easily told by hand
     cfg.model.optim = {"name": "adamw", "lr": 1e-3}
     cfg.model.interctc = {"loss_weights": [], "apply_at_layers": []}
     return cfg

@@ -3,7 +3,7 @@
     python examples/mini_librispeech/gradients.py --data=DATA RUNS/comat/seed1 RUNS/comat_w3/seed1
 
 For each run: the median over dev batches of |weight · transfer gradient| / |CTC gradient|, the cosine of the two (below
-0 they pull against each other), the transfer loss a token (1 - cosine by default), and the share of active rows.
+0 they pull against each other), the transfer loss a token, and the share of active rows.
 """
 
 import argparse

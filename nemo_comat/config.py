@@ -93,9 +93,9 @@ class ContextConfig:
 
 @dataclass
 class TransferConfig:
-    """Arguments of `nemo_comat.transfer.TransferLoss`, whose own default loss needs no table."""
+    """Arguments of `nemo_comat.transfer.TransferLoss`. The configs of conf/ name another loss, which was better since."""
 
-    loss: Loss = "classify"
+    loss: Loss = "cosine"
     temperature: float = 0.1
     negatives: int | None = None
     top_k: int = 32

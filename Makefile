@@ -18,9 +18,11 @@ TYPES ?= $(BIN)/mypy
 DEMO := demo_output/Conformer-CTC-COMAT-Demo/run
 # a process for each core: several threads in each would only wait for one another
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# types are checked while the tests load what they need
+BESIDE := $(MAKE) --no-print-directory --jobs=2
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check test-oldest docs tutorial fuzz install lock clean
+.PHONY: demo test check types tests quick-tests test-oldest docs tutorial fuzz install lock clean
 
 demo: $(DEMO)/trained
 	@echo "==> Transcribing the held-out sentences and writing the report: about a minute."
@@ -32,14 +34,21 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(TYPES)
-	$(PYTEST)
+	$(BESIDE) types tests
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BESIDE) types quick-tests
+
+types:
 	$(TYPES)
+
+tests:
+	$(PYTEST)
+
+quick-tests:
 	$(PYTEST) --without-nemo -m 'not emulated'
 
 test-oldest:

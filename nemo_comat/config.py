@@ -93,7 +93,7 @@ class ContextConfig:
 
 @dataclass
 class TransferConfig:
-    """Arguments of `nemo_comat.transfer.TransferLoss`. The configs of conf/ name another loss, which was better since."""
+    """Arguments of `nemo_comat.transfer.TransferLoss`; the configs of conf/ name the loss that was measured best."""
 
     loss: Loss = "cosine"
     temperature: float = 0.1

@@ -52,6 +52,16 @@ TINY = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts the handlers of the signals back that run.py changes in its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def librispeech(folder, splits):
     """A corpus in LibriSpeech's layout: one chapter of two utterances for each split."""
     for split, words in splits.items():
@@ -631,18 +641,8 @@ def test_stopping_the_table_stops_its_runs(data, tmp_path):
     assert log.exists() and not holders(log) and not settings.exists()
 
 
-@pytest.fixture
-def handlers():
-    """Puts the handlers of the signals back that a test changes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch, handlers, number):
+def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch, number):
     popen, started = subprocess.Popen, []
 
     def stopped_meanwhile(*args, **options):
@@ -660,7 +660,7 @@ def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch, handlers, 
     assert process.wait(timeout=10) == -signal.SIGTERM
 
 
-def test_a_table_under_nohup_outlives_its_terminal(handlers):
+def test_a_table_under_nohup_outlives_its_terminal():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run.stop_as_ctrl_c()
     with run.deferred(*run.STOPS):

@@ -72,7 +72,7 @@ class ComatOutput(NamedTuple):
     @property
     def alignment_score(self) -> Tensor:
         """Scalar, the mean over active rows' segments of score[b, s, path[b, s]]; 0 where no row is active."""
-        score = F.pad(self.score, (0, int(self.score.shape[2] == 0)))
+        score = self.score if self.score.shape[2] else F.pad(self.score, (0, 1))
         along = score.gather(2, self.path.clamp(min=0).long()[..., None])[..., 0]
         aligned = self.path >= 0
         return torch.where(aligned, along, 0).sum() / aligned.sum().clamp(min=1)

@@ -92,7 +92,7 @@ class SinkhornAligner(nn.Module):
         plan = sinkhorn(1 - score, seg_len, text_len, **self.options)
         inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
         planned = plan.sum((1, 2)) > 0
-        largest = pad(plan, (0, int(score.shape[2] == 0))).argmax(2)  # of no tokens there is no largest
+        largest = (plan if score.shape[2] else pad(plan, (0, 1))).argmax(2)  # of no tokens there is no largest
         return torch.where(inside & planned[:, None], largest, -1).int(), plan
 
     def extra_repr(self) -> str:

@@ -80,7 +80,7 @@ class AttentionCompressor(nn.Module):
         segments, attended = self.attend(hidden, inside, n_tokens)
         kept = torch.arange(n_tokens, device=hidden.device) < torch.where(usable, text_len, 0)[:, None]
         attended = attended.detach().masked_fill(~kept[..., None], -1)
-        seg_of_frame = pad(attended, (0, 0, 0, int(n_tokens == 0))).argmax(1)
+        seg_of_frame = (attended if n_tokens else pad(attended, (0, 0, 0, 1))).argmax(1)
         return Compressed(
             segments=torch.where(kept[..., None], segments, 0),
             seg_len=kept.sum(1),

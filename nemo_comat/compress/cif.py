@@ -114,7 +114,7 @@ class CIFCompressor(nn.Module):
         hidden, inside, usable = usable_frames(hidden, frame_len)
         log_weight = self.log_weight(hidden)
         weight = cif_weights(log_weight, frame_len, text_len, n_tokens)
-        most, seg_of_frame = F.pad(weight.detach(), (0, int(n_tokens == 0))).max(2)
+        most, seg_of_frame = (weight.detach() if n_tokens else F.pad(weight, (0, 1))).max(2)
         return Compressed(
             segments=weight.transpose(1, 2) @ hidden,
             seg_len=torch.where(usable, text_len, 0),

@@ -148,8 +148,10 @@ def launch(
     """
     if score.dtype not in ELEMENTS:
         score = score.float()
-    if max(strides_of(score)[1:]) >= 2**31:
+    strides = strides_of(score)
+    if max(strides[1:]) >= 2**31:
         score = score.contiguous()
+        strides = strides_of(score)
     batch, segs, tokens = score.shape
     seg_len, text_len = (readable(x, score.device) for x in (seg_len, text_len))
     instance, moves_shared = choose(score, device)
@@ -158,7 +160,7 @@ def launch(
     words = instance.direction_words(segs, tokens)
     moved = None if moves_shared else score.new_empty(batch * words, dtype=torch.int32)
     saved = score.new_empty(batch * segs, dtype=torch.float32) if tokens > instance.plan.width else None
-    stride_b, stride_s, stride_n = strides_of(score)
+    stride_b, stride_s, stride_n = strides
     arguments = (
         pointer(score),
         np.int64(stride_b),

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from nemo_comat import transfer_loss
-from nemo_comat.transfer import classify_tokens
+from nemo_comat.transfer import classify_tokens, vocabulary
 from nemo_comat.transfer.vocabulary import candidate_ids
 
 
@@ -63,6 +63,27 @@ def test_candidates_are_the_classes(words):
     loss = classify_tokens(student, ids, mask, table, negatives=30, seed=9)
     torch.testing.assert_close(loss[mask], (cosines.logsumexp(-1) - own)[mask], rtol=1e-4, atol=1e-4)
     assert (loss[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.002, 0.3])
+@pytest.mark.parametrize("left_out", [[], range(7), range(7, 14), range(3, 19), range(20)], ids=str)
+def test_the_sum_by_parts_is_the_sum_of_what_is_not_left_out(left_out, temperature, monkeypatch):
+    monkeypatch.setattr(vocabulary, "TOGETHER", 7)
+    torch.manual_seed(0)
+    student = F.normalize(torch.randn(2, 3, 8, dtype=torch.float64), dim=-1).requires_grad_()
+    table, out = torch.randn(20, 8), torch.zeros(20, dtype=torch.bool)
+    out[list(left_out)] = True
+    wanted = (student @ F.normalize(table.double(), dim=-1).T / temperature)[..., ~out].logsumexp(-1)
+    weight = torch.rand(2, 3)
+    same = student.detach().float().requires_grad_()
+    found = vocabulary.log_sum_exp(same, table, out, temperature)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
+    (gradient,) = torch.autograd.grad((weight * found).sum(), same)
+    if out.all():
+        assert (gradient == 0).all()
+    else:
+        (exact,) = torch.autograd.grad((weight * wanted).sum(), student)
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_without_tokens_costs_nothing():

@@ -50,9 +50,9 @@ def token_divergence(
         share = torch.where(known, share / total, 0)
         # cosines are linear in the table's rows, so the mean of logits under p is the logit of their mean
         expected = (student * _mean_rows(token_id, share, table)).sum(-1) / temperature
+        cross = torch.xlogy(share, share).sum(-1) - expected
         rows, out = candidates(token_id, share > 0, table, negatives, seed)
-        divergence = torch.xlogy(share, share).sum(-1) - expected + log_sum_exp(student, rows, out, temperature)
-        return torch.where(known[..., 0], divergence, 0)
+    return torch.where(known[..., 0], cross + log_sum_exp(student, rows, out, temperature), 0)
 
 
 def _mean_rows(token_id: Tensor, share: Tensor, table: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """What a softmax over the teacher's vocabulary needs: which of its tokens take part, and the log of its sum."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 # rows of the table whose logits are in memory at a time
 TOGETHER = 16384
@@ -59,7 +61,8 @@ def candidates(
 def log_sum_exp(student: Tensor, table: Tensor, out: Tensor, temperature: float) -> Tensor:
     """Log of the sum of exp(cos(student, row) / temperature) over the rows of a table that are not out.
 
-    A part of the logits is made at a time, and again for the gradient: of 250,000 tokens they would take gigabytes.
+    Under autocast the products have its dtype, as a linear layer's do. A part of the logits is made at a time, since of
+    250,000 tokens they would take gigabytes, and but once: the gradient is found beside the sum.
 
     Args:
         student: [B, N, D] float32 of length 1; gets gradients.
@@ -72,15 +75,38 @@ def log_sum_exp(student: Tensor, table: Tensor, out: Tensor, temperature: float)
         >>> log_sum_exp(student, table, torch.tensor([False, True]), temperature=0.5)
         tensor([[2.]])
     """
+    device = student.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    with torch.autocast(device, enabled=False):
+        return cast(Tensor, _LogSumExp.apply(student, table.detach(), out, temperature, dtype))
 
-    def of_part(student: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-        """The same of some rows of the table."""
-        logits = student @ F.normalize(rows.float(), dim=-1).T / temperature
-        return logits.masked_fill(out, float("-inf")).logsumexp(-1)
 
-    with torch.autocast(student.device.type, enabled=False):
-        parts = [
-            checkpoint(of_part, student, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in zip(table.detach().split(TOGETHER), out.split(TOGETHER))
-        ]
-    return torch.stack(parts).logsumexp(0)
+class _LogSumExp(torch.autograd.Function):
+    """`log_sum_exp`, with products in a dtype; its gradient is that of the sum's parts, which forward keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, table: Tensor, out: Tensor, temperature: float, dtype: torch.dtype
+    ) -> Tensor:
+        flat = student.detach().flatten(0, -2)
+        most = flat.new_full((len(flat), 1), float("-inf"))
+        total, mean = torch.zeros_like(most), torch.zeros_like(flat)
+        for rows, left_out in zip(table.split(TOGETHER), out.split(TOGETHER)):
+            rows = F.normalize(rows.float(), dim=-1).to(dtype)
+            logits = (flat.to(dtype) @ rows.T).float().div_(temperature).masked_fill_(left_out, float("-inf"))
+            before, most = most, torch.maximum(most, logits.amax(-1, keepdim=True))
+            # where all rows so far are out, anything finite does
+            top = most.masked_fill(most == float("-inf"), 0)
+            share, kept = logits.sub_(top).exp_(), (before - top).exp()
+            total = total * kept + share.sum(-1, keepdim=True)
+            if ctx.needs_input_grad[0]:
+                mean = mean * kept + (share.to(dtype) @ rows).float()
+        # the largest logit alone adds 1 to the total
+        ctx.save_for_backward((mean / total.clamp(min=1) / temperature).view_as(student))
+        return (most + total.log()).view(student.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (mean,) = ctx.saved_tensors
+        return gradient[..., None] * mean, None, None, None, None

@@ -171,7 +171,10 @@ class CompressAlignTransfer(nn.Module):
             ComatOutput.
         """
         *lower, hidden = [hidden] if isinstance(hidden, Tensor) else hidden
-        with torch.autocast(hidden.device.type, enabled=False):
+        device = hidden.device.type
+        # all is float32 but for the products over the teacher's vocabulary, which have the caller's precision
+        mixed = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        with torch.autocast(device, enabled=False):
             if self.normalize is not None:
                 teacher = teacher._replace(embeddings=self.normalize(teacher.embeddings))
             given = (frame_len, log_probs.float(), targets, target_len, teacher)
@@ -183,14 +186,14 @@ class CompressAlignTransfer(nn.Module):
             compressed = compressed._replace(loss=torch.where(active, compressed.loss, 0))
             if self.context is not None:
                 student = self.context(student, compressed.seg_len, seed=seed)
-            loss = self.layer_weights[-1] * self._transfer(student, path, plan, text_len, teacher, seed)
+            loss = self.layer_weights[-1] * self._transfer(student, path, plan, text_len, teacher, seed, mixed)
             loss = loss + compressed.loss
             for weight, frames, projection in zip(self.layer_weights, lower, self.layer_projections()):
                 below, student, finite = self._compress(frames, projection, *given)
                 # the alignment is the last layer's; a row whose frames went wrong in this one alone stays out of it
                 whole = (finite[..., 0] | (path < 0)).all(1) & (below.seg_len > 0)
                 kept_len = torch.where(whole, text_len, 0)
-                loss = loss + weight * self._transfer(student, path, plan, kept_len, teacher, seed)
+                loss = loss + weight * self._transfer(student, path, plan, kept_len, teacher, seed, mixed)
         return ComatOutput(loss, active, text_len, score, path, compressed, kept)
 
     def _compress(
@@ -234,13 +237,15 @@ class CompressAlignTransfer(nn.Module):
         text_len: Tensor,
         teacher: "TeacherOutput",
         seed: int,
+        mixed: torch.autocast,
     ) -> Tensor:
         """[B] the transfer loss of projected segments that are aligned."""
         n_tokens = teacher.embeddings.shape[1]
         mask = torch.arange(n_tokens, device=student.device) < text_len[:, None]
         student = token_average(student, path, n_tokens) if plan is None else plan_average(student, plan)
         more = {} if teacher.table is None else dict(table=teacher.table, predicted=teacher.predicted, seed=seed)
-        loss: Tensor = self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
+        with mixed:
+            loss: Tensor = self.transfer(student, teacher.embeddings, mask, teacher.token_id, **more)
         return loss
 
 

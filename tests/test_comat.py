@@ -270,6 +270,19 @@ def test_under_autocast_the_loss_is_still_float32():
         torch.testing.assert_close(module(*args).loss, plain)
 
 
+@pytest.mark.parametrize("loss", ["classify", "distribution"])
+def test_autocast_reaches_the_products_over_the_vocabulary(loss):
+    args, module = batch(), build(loss=loss)
+    table = torch.randn(40, WIDTH)
+    predicted = torch.randint(40, (5, 4, 3)), torch.rand(5, 4, 3)
+    args = (*args[:-1], args[-1]._replace(table=table, predicted=predicted))
+    plain = module(*args).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = module(*args).loss
+    assert mixed.dtype == torch.float32 and not mixed.equal(plain)
+    torch.testing.assert_close(mixed, plain, rtol=0.02, atol=0.1)
+
+
 def test_training_lowers_the_loss():
     args, module = batch(), build(loss="contrastive")
     optimizer = torch.optim.Adam([*module.parameters(), args[0]], lr=0.05)

@@ -93,8 +93,10 @@ def one_step(compress, align, transfer, context_layers=0):
 @pytest.mark.parametrize("context_layers", [0, 1])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_loss_never_waits_for_the_device(form, context_layers, monkeypatch):
-    # the meta device has none of either
+    # the meta device has none of these
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     comat, call = one_step(*form, context_layers)
     with Copies() as copies:

@@ -140,7 +140,8 @@ def _check_tokens(mask: Tensor, temperature: float, token_id: Tensor | None) -> 
 
 def _contrastive(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float, token_id: Tensor | None) -> Tensor:
     flat_student, flat_teacher = (F.normalize(x, dim=-1).flatten(0, 1) for x in (student, teacher))
-    logits = flat_student @ flat_teacher.T / temperature
+    with torch.autocast(student.device.type, enabled=False):
+        logits = flat_student @ flat_teacher.T / temperature
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     out = ~mask.flatten()[None]
     if token_id is not None:

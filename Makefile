@@ -5,7 +5,7 @@
 # make docs: the documentation, into site/
 # make tutorial: runs examples/tutorial.ipynb from end to end
 # make fuzz: 10,000 random inputs of the functions on tensors, of every shape, dtype and kind of number
-# make test-oldest: the same with the oldest NeMo that is tested, in an environment of its own
+# make test-oldest: make test with the oldest NeMo that is tested, in an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 # of a transfer loss, where comat.weight is null: with which each was measured, or near to it (RESULTS.md)
-WEIGHTS: dict[str, float] = {"cosine": 10.0, "mse": 10.0, "contrastive": 1.0, "classify": 1.0, "distribution": 1.0}
+WEIGHTS: dict[str, float] = {"cosine": 10.0, "mse": 10.0}
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
@@ -151,7 +151,7 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     cfg = cast(DictConfig, merged)
-    cfg.weight = WEIGHTS.get(cfg.transfer.loss) if cfg.weight is None else cfg.weight
+    cfg.weight = WEIGHTS.get(cfg.transfer.loss, 1.0) if cfg.weight is None else cfg.weight
     cfg.feedback = cfg.feedback or False  # null is the file's in fine-tuning, and off where there is none
     _check_choices(cfg, ComatConfig, "")
     _check_values(cfg)

@@ -154,11 +154,12 @@ def test_a_crash_while_writing_leaves_whole_shards_only(tmp_path, teacher, monke
     monkeypatch.setattr("nemo_comat.output.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         list(write_cache(tmp_path, teacher, TEXTS, shard_texts=2))
-    assert [file.name for file in tmp_path.iterdir()] == ["shard-0000-000000.safetensors"]
+    (shard,) = tmp_path.iterdir()
+    assert shard.name.startswith("shard-0000-000000-") and shard.suffix == ".safetensors"
 
 
 def test_rows_are_mapped_and_their_dtype_is_float16(cache):
-    shard = load_file(next(cache.glob("shard-*-000000.safetensors")))
+    shard = load_file(next(cache.glob("shard-*-000000-*")))
     assert shard["embeddings"].dtype == torch.float16 and shard["token_id"].dtype == torch.int32
     row = TeacherCache(cache).get("a dog")
     assert row.vectors.shape == (2, 384) and row.vectors.dtype == torch.float16
@@ -259,6 +260,37 @@ def test_only_what_both_sides_know_of_the_weights_is_compared():
         refuse_another({**one, "name": "b", "weights": None}, one, "cache")
 
 
+def test_an_index_of_before_reads_no_other_shard(cache, teacher):
+    before = TeacherCache(cache)
+    (first, *_), index = sorted(cache.glob("shard-*")), (cache / "index.safetensors").read_bytes()
+    texts = [text for text in TEXTS if before.get(text)]
+    # the same name, with other texts: what another writer, or one of before, might leave
+    other = cache.parent / "other"
+    list(write_cache(other, teacher, ["six four two", "one three five"]))
+    first.write_bytes(next(other.glob("shard-*")).read_bytes())
+    (cache / "index.safetensors").write_bytes(index)
+    with pytest.raises(CacheError, match="is not the one that the index is of.*cache_teacher.py again"):
+        for text in texts:
+            TeacherCache(cache).get(text)
+
+
+def test_writers_at_the_same_time_keep_each_others_texts(tmp_path, teacher):
+    one, other = (write_cache(tmp_path, teacher, texts, shard_texts=1) for texts in (["a dog", "a cat"], ["a", "dogs"]))
+    for _ in range(2):  # in turns
+        next(one), next(other)
+    assert list(one) == list(other) == []
+    assert write_index(tmp_path) == 4
+    cache = TeacherCache(tmp_path)
+    for text in ("a dog", "a cat", "a", "dogs"):
+        assert cache.get(text).token_id.tolist() == teacher.embed([text], torch.device("cpu"))[0].token_id.tolist()
+
+
+def test_half_a_surrogate_pair_is_a_text_as_others(tmp_path, teacher):
+    list(write_cache(tmp_path, teacher, ["a \ud83d dog"]))
+    write_index(tmp_path)
+    assert TeacherCache(tmp_path).get("a \ud83d dog") is not None
+
+
 def test_damaged_files_are_named(cache):
     index = cache / "index.safetensors"
     index.write_bytes(index.read_bytes()[:100])
@@ -275,7 +307,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards_alone(tmp_path, tea
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # files end there, as on a disk that is full
     try:
-        with pytest.raises(CacheError, match="shard-0000-000001.safetensors cannot be written .*; make room and run"):
+        with pytest.raises(CacheError, match="shard-0000-000001-.* cannot be written .*; make room and run"):
             next(writing)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -12,11 +12,13 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from nemo.core.classes import ModelPT
 from nemo.core.classes.mixins import hf_io_mixin
+from nemo.core.connectors import save_restore_connector
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
 from omegaconf import OmegaConf
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatSaveRestoreConnector
+from nemo_comat.models import checkpoint
 
 CLASSES = {
     "bpe": (ComatCTCModelBPE, lambda cfg: cfg),
@@ -237,7 +239,7 @@ def test_the_hub_gets_everything(dual, hub, tmp_path, monkeypatch, pack):
     assert type(ASRModel.from_pretrained("me/x", map_location="cpu")).__module__.startswith("nemo.")
 
 
-def test_folders_are_never_mixed_or_replaced(dual, tmp_path):
+def test_folders_are_never_mixed_or_replaced(dual, tmp_path, monkeypatch):
     model, file = dual
     again = restored(type(model), file)
     with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder; give the path of a .nemo file"):
@@ -247,6 +249,11 @@ def test_folders_are_never_mixed_or_replaced(dual, tmp_path):
     (tmp_path / "used" / "model_weights.ckpt").write_text("mine")
     again._save_restore_connector.pack_nemo_file = False
     with pytest.raises(FileExistsError, match=r"used holds a model already \(model_weights.ckpt\); save into a folder"):
+        again.save_to(str(tmp_path / "used" / "m.nemo"))
+    # a process that writes nothing has nothing to refuse
+    with monkeypatch.context() as others:
+        others.setattr(checkpoint, "is_global_rank_zero", lambda: False)
+        others.setattr(save_restore_connector, "is_global_rank_zero", lambda: False)
         again.save_to(str(tmp_path / "used" / "m.nemo"))
     assert [path.read_text() for path in (tmp_path / "used").iterdir()] == ["mine"]
     again.save_to(str(tmp_path / "new" / "m.nemo"))

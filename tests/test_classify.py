@@ -110,3 +110,26 @@ def test_classify_needs_ids_and_a_table():
     student, ids, mask, _ = given()
     with pytest.raises(ValueError, match="needs token_id .* and the teacher's table"):
         transfer_loss(student, torch.zeros_like(student), mask, loss="classify", token_id=ids)
+
+
+def test_a_token_that_is_learnt_costs_nothing_under_autocast_either():
+    torch.manual_seed(0)
+    table = torch.randn(200, 32)
+    ids = torch.arange(8)[None]
+    student = (table[ids] * 3).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = classify_tokens(student, ids, torch.ones_like(ids, dtype=torch.bool), table, temperature=0.02)
+    loss.sum().backward()
+    assert (loss.abs() < 1e-3).all() and (student.grad.abs() < 1e-3).all()
+
+
+def test_a_second_derivative_is_refused():
+    student, ids, mask, table = given()
+    loss = classify_tokens(student, ids, mask, table).sum()
+    with pytest.raises(RuntimeError, match="no second derivative; drop create_graph=True"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
+def test_texts_without_tokens_and_nothing_drawn():
+    student, nothing = torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)
+    assert classify_tokens(student, nothing, nothing.bool(), torch.randn(9, 4), negatives=0).shape == (2, 0)

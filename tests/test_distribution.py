@@ -160,3 +160,11 @@ def test_it_needs_probabilities_and_a_table():
     for one in lacking:
         with pytest.raises(ValueError, match="needs predicted, the ids and the probabilities .* and its table"):
             transfer_loss(student, torch.zeros_like(student), mask, loss="distribution", **one)
+
+
+def test_half_precision_tables_and_rows_of_zeros():
+    student, predicted, mask, table = given()
+    table[int(predicted[0][0, 0, 0])] = 0
+    plain = token_divergence(student, predicted, mask, table)
+    half = token_divergence(student, predicted, mask, table.half())
+    torch.testing.assert_close(half, plain, rtol=0.01, atol=0.01)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import configs
 import pytest
@@ -10,6 +11,7 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDe
 from nemo.core.classes import ModelPT
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
+from omegaconf import OmegaConf
 from scripts import load_script
 from test_examples import CORPUS, composed
 from test_mixin import Recorder, quiet_trainer, with_comat
@@ -17,6 +19,7 @@ from test_mixin import train as train_new
 from test_model_life import moved, parts, transcripts, weights
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ConfigError
+from nemo_comat.models import finetune as module
 from nemo_comat.models.finetune import adapter_class, class_for, restore_to_finetune
 
 PLAIN = SaveRestoreConnector
@@ -319,9 +322,28 @@ def test_a_file_may_be_named_from_home(trained, manifest, script, monkeypatch):
 
 
 def test_files_that_cannot_be_tuned_get_one_sentence():
-    for target in ("nemo.collections.asr.models.EncDecRNNTModel", "os.system"):
+    prompted = "nemo.collections.asr.models.EncDecHybridRNNTCTCBPEModelWithPrompt"
+    for target in ("nemo.collections.asr.models.EncDecRNNTModel", "os.system", "no.such.Model", prompted):
         with pytest.raises(ConfigError, match=f"m.nemo holds a {target}; COMAT trains EncDecHybrid"):
             class_for(target, "m.nemo")
+
+
+class Descendant(ComatCTCModelBPE):
+    """A user's own."""
+
+
+def test_a_class_of_the_users_own_is_kept():
+    assert class_for(f"{__name__}.Descendant", "m.nemo") is Descendant
+
+
+def test_remote_files_are_left_to_nemo_and_init_strict_is_heeded(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(module.FinetuneConnector, "read_config", lambda *a: OmegaConf.create({"target": "t"}))
+    monkeypatch.setattr(module, "class_for", lambda *a: SimpleNamespace(restore_from=lambda *a, **k: asked.update(k)))
+    monkeypatch.setattr(module, "change_labels", lambda *a: None)
+    cfg = {"init_from_nemo_model": "msc://bucket/m.nemo", "init_strict": False, "model": {"sample_rate": 8000}}
+    module._restore(OmegaConf.create(cfg))
+    assert asked["strict"] is False
 
 
 def test_an_adapter_needs_an_encoder_that_takes_one():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_limits import ROWS, WORDS, make_config, make_tokenizer, text_of
+from test_limits import ENCODER_DECODER, ROWS, WORDS, make_config, make_tokenizer, text_of
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -11,6 +11,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
+    MarianConfig,
     XLMConfig,
 )
 
@@ -183,6 +184,22 @@ def test_a_head_of_another_width_than_the_table_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(BertForMaskedLM, "get_input_embeddings", lambda model: torch.nn.Embedding(50, 16))
     with pytest.raises(TeacherError, match="its head has 60 tokens and its table of word embeddings 50"):
         Teacher(name, top_k=3).check_predictions()
+
+
+def test_a_mask_beyond_the_models_rows_is_refused(tmp_path):
+    tokenizer = make_tokenizer(**MASK)
+    name = save(tmp_path, "bert", AutoModelForMaskedLM, tokenizer, vocab_size=tokenizer.mask_token_id)
+    with pytest.raises(TeacherError, match="has no mask to read in a token's place"):
+        Teacher(name, top_k=3, mask=True).check_predictions()
+
+
+def test_a_decoder_is_not_read_without_its_encoder(tmp_path):
+    config = MarianConfig(vocab_size=60, decoder_start_token_id=1, pad_token_id=1, **ENCODER_DECODER)
+    assert head.head_class(config) is None
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="no masked or causal language model for MarianConfig"):
+        Teacher(str(tmp_path), top_k=3).check_predictions()
 
 
 def test_a_mask_that_is_not_there_is_refused(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_limits import SMALL, make_tokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from nemo_comat import Teacher, TeacherError
 from nemo_comat.teacher import find_model
@@ -121,6 +123,24 @@ def test_causal_teacher_without_padding_or_special_tokens(tmp_path):
     # causal: a prefix's embeddings do not depend on what follows, nor on padding
     torch.testing.assert_close(out.embeddings[0, :2], out.embeddings[2, :2])
     assert teacher.encode([""]).text_len.tolist() == [0]
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("family", ["fnet", "convbert"])
+def test_a_model_that_reads_padding_reads_texts_of_one_length_at_a_time(family, top_k, tmp_path):
+    torch.manual_seed(0)
+    small = dict(initializer_range=0.5, pad_token_id=1, embedding_size=16, conv_kernel_size=3)
+    config = AutoConfig.for_model(family, **SMALL, **small)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    teacher = Teacher(str(tmp_path), layers=-1, top_k=top_k)
+    texts = ["the dog runs", "a cat", "", "the cat sleeps", "a dog runs the cat"]
+    together = teacher.embed(texts, torch.device("cpu"))
+    for text, row in zip(texts, together):
+        (one,) = teacher.embed([text], torch.device("cpu"))
+        torch.testing.assert_close(row.vectors, one.vectors, atol=1e-5, rtol=1e-4)
+        if top_k and text:
+            torch.testing.assert_close(row.predicted[1], one.predicted[1], atol=1e-5, rtol=1e-4)
 
 
 def test_texts_seen_lately_are_not_embedded_again(monkeypatch):

@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     FunnelBaseModel,
     FunnelConfig,
+    LEDConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5EncoderModel,
@@ -279,3 +280,10 @@ def test_a_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatc
     kinds = {name: buffer.dtype for name, buffer in teacher.model.named_buffers()}
     # angles of 8 bits would be of other places
     assert kinds and set(kinds.values()) == {torch.float32}
+
+
+def test_the_encoders_limit_is_stated_by_another_name_too(tmp_path):
+    config = LEDConfig(vocab_size=60, attention_window=4, max_encoder_position_embeddings=ROWS, **ENCODER_DECODER)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert Teacher(str(tmp_path)).max_length == ROWS

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nemo_comat import cosine_score, token_average, transfer_loss
+from nemo_comat import cosine_score, plan_average, token_average, transfer_loss
 from nemo_comat.transfer import LOSSES, TransferLoss, reduce_rows
 
 
@@ -121,3 +121,12 @@ def test_bad_arguments_are_refused():
             transfer_loss(x, x, mask, loss="contrastive", temperature=temperature)
     with pytest.raises(ValueError, match=r"token_id must be \[B, N\] = \(1, 2\), got \(1, 3\)"):
         transfer_loss(x, x, mask, loss="contrastive", token_id=torch.zeros(1, 3))
+
+
+def test_the_score_and_planned_means_are_float32_under_autocast():
+    student, teacher = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    plan = torch.rand(1, 4, 3)
+    wanted = cosine_score(student, teacher), plan_average(student, plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cosine_score(student, teacher), plan_average(student, plan)
+    assert all(one.equal(other) for one, other in zip(wanted, found))

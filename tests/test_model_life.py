@@ -12,7 +12,7 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 from test_mixin import ROOT, Recorder, babbling, quiet_trainer, train
 
-from nemo_comat import ComatCTCModelBPE
+from nemo_comat import ComatCTCModelBPE, ConfigError
 from nemo_comat.models.words import target_words
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -205,6 +205,22 @@ def test_one_layer_unfrozen_gets_gradients_from_the_transfer_too(model):
         model.cfg.comat.weight = weight
         _, pulls[weight] = train_on(model, steps=1)
     assert any(pulls[1000.0][name].norm() > 2 * grad.norm() for name, grad in pulls[1e-9].items())
+
+
+def test_a_frozen_model_reads_the_manifests_texts(small_cfg):
+    small_cfg.comat.teacher.text = "manifest"
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    model.freeze()
+    model.encoder.layers[1].requires_grad_(True)
+    logged, grads = train_on(model)
+    assert grads and [step["train_active_fraction"] for step in logged] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["comat", "encodr"])
+def test_what_nemo_cannot_freeze_is_refused_before_the_first_batch(small_cfg, name):
+    small_cfg.freeze_updates = {"enabled": True, "modules": {name: 2}}
+    with pytest.raises(ConfigError, match=f"freeze_updates.modules has {name}, which NeMo cannot freeze"):
+        train_on(ComatCTCModelBPE(cfg=small_cfg))
 
 
 def test_a_frozen_model_is_unfrozen_whole(model):

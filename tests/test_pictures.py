@@ -182,13 +182,15 @@ def test_other_processes_and_strategies_draw_nothing(shared_cfg):
     class Trainer:
         """What the callback asks a trainer."""
 
-        loggers, sanity_checking, is_global_zero = [Images()], False, True
+        loggers, sanity_checking, is_global_zero, world_size = [Images()], False, True, 2
         strategy, state = SingleDeviceStrategy("cpu"), SimpleNamespace(fn="fit")
 
-    def wanted(**others):
-        return AlignmentPictures()._wanted(type("Other", (Trainer,), others))
+    def wanted(switch=("sync_max_audio_length",), **others):
+        model = SimpleNamespace(encoder=SimpleNamespace(**dict.fromkeys(switch, True)))
+        return AlignmentPictures()._wanted(type("Other", (Trainer,), others), model)
 
-    assert wanted() and wanted(strategy=DDPStrategy())
+    assert wanted() and wanted(strategy=DDPStrategy()) and wanted(switch=(), strategy=DDPStrategy(), world_size=1)
+    assert not wanted(switch=(), strategy=DDPStrategy())
     for others in (
         {"is_global_zero": False},
         {"sanity_checking": True},

@@ -120,6 +120,13 @@ def test_the_weights_that_are_trained_are_saved_in_validation_too(small_cfg, tmp
     assert saved.equal(losses["weight"])
 
 
+def test_nemos_ema_is_stopped_and_goes_on_more_than_once(small_cfg, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    ema = {"enable": True, "decay": 0.9}
+    parts = [fit(small_cfg, tmp_path, stop_at, ema=ema) for stop_at in (2, 3, None)]
+    assert [list(losses) for losses in parts] == [[1, 2], [3], [4, 5, 6, 7, 8]]
+
+
 def test_an_epochs_order_needs_no_epoch_before_it():
     sampler = EpochSampler(10, seed=5)
     first = list(sampler)

@@ -97,6 +97,8 @@ def test_two_processes_train_as_one(steady_cfg, tmp_path):
                 assert mean == pytest.approx(recorder.logged[step][key], rel=1e-5), (name, key)
         assert all(first["weights"][key].equal(second["weights"][key]) for key in weights), name
         assert_trained_alike(untrained, first["weights"], weights, name)
+    pictures = [torch.load(tmp_path / f"pictures-{rank}.pt") for rank in (0, 1)]
+    assert pictures == [2 * ["alignment/0", "alignment/1"], []]
     # our part of the weights tells the scenarios apart
     ours = [moved(untrained, weights)["comat.projection.layers.0.weight"] for weights, _ in wanted.values()]
     assert ours[0] > 1.2 * ours[1] > 0 and ours[2] == 0

@@ -41,6 +41,12 @@ def test_an_error_of_the_first_process_ends_the_others(monkeypatch):
     assert model.comat.normalize.number == 0
 
 
+def test_without_training_data_of_its_own_a_model_says_what_it_lacks():
+    model = Stand(_train_dl=None, cfg={"train_ds": None})
+    with pytest.raises(ConfigError, match="teacher.normalize needs the training texts; give model.train_ds, or"):
+        statistics._loader_of_texts(model)
+
+
 def test_the_first_process_sends_its_error_and_raises_it(monkeypatch):
     def fail(*given):
         raise OSError("its disk is full")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
@@ -32,6 +33,17 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(self, trainer, *args):
         self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+class Images(DummyLogger):
+    """Takes pictures as W&B's logger does, and keeps their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def log_image(self, key, images, **options):
+        self.names.append(key)
 
 
 def train(cfg, **options):
@@ -62,6 +74,12 @@ def work(folder, rank):
         # Lightning's own sampler would shuffle
         weights, recorder = train(cfg, devices=2, strategy=strategy, use_distributed_sampler=False)
         torch.save({"weights": weights, "logged": recorder.logged}, folder / f"{file.stem}-{rank}.pt")
+    # pictures are drawn by the first process alone, while the other goes on with the next step
+    cfg.validation_ds, images = cfg.train_ds.copy(), Images()
+    cfg.comat.teacher.max_length = None
+    more = dict(limit_val_batches=1, val_check_interval=1, num_sanity_val_steps=0, logger=images)
+    train(cfg, devices=2, strategy=DDPStrategy(process_group_backend="gloo"), use_distributed_sampler=False, **more)
+    torch.save(images.names, folder / f"pictures-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -69,8 +69,10 @@ def plan_average(segments: Tensor, plan: Tensor) -> Tensor:
         >>> plan_average(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[[0.3], [0.1]]])).item()
         2.0
     """
-    total = plan.detach().sum(1, keepdim=True)
-    return (plan.detach() / torch.where(total > 0, total, 1)).transpose(1, 2) @ segments
+    total = plan.detach().float().sum(1, keepdim=True)
+    weight = (plan.detach() / torch.where(total > 0, total, 1)).transpose(1, 2)
+    with torch.autocast(segments.device.type, enabled=False):
+        return (weight @ segments.float()).to(segments.dtype)
 
 
 class SinkhornAligner(nn.Module):

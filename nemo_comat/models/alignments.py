@@ -1,6 +1,8 @@
 """Alignments of a model with COMAT, to look at: of one utterance, or of a batch's."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -88,7 +90,7 @@ class AlignmentMixin(Host):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            with captured(**self._watched(), features=self.preprocessor) as seen:
+            with alone(self.encoder), captured(**self._watched(), features=self.preprocessor) as seen:
                 self.forward(input_signal=signal, input_signal_length=signal_len)
             teacher = self._ask(texts, transcript, transcript_len, signal.device).result()
             return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
@@ -125,6 +127,29 @@ class AlignmentMixin(Host):
         """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""
         default = signature(type(self.preprocessor)).parameters.get("window_stride")
         return self._cfg.preprocessor.get("window_stride", default and default.default)
+
+
+@contextmanager
+def alone(encoder: Any) -> Iterator[None]:
+    """Keeps an encoder from asking the other processes of a group how long their audio is, where it has a switch.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(sync_max_audio_length=True)
+        >>> with alone(encoder):
+        ...     encoder.sync_max_audio_length
+        False
+    """
+    switch = "sync_max_audio_length"
+    before = getattr(encoder, switch, None)
+    if before is None:
+        yield
+        return
+    setattr(encoder, switch, False)
+    try:
+        yield
+    finally:
+        setattr(encoder, switch, before)
 
 
 def _token_ids(tokenizer: Any, text: str, lang: str | None) -> list[int]:

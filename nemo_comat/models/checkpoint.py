@@ -16,6 +16,7 @@ import torch
 from hydra.utils import get_class
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
+from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_comat.output import written_beside
@@ -98,9 +99,11 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
             IsADirectoryError: save_path is a folder.
             FileExistsError: the model is to be saved unpacked, into a folder that holds one already.
         """
-        if self.pack_nemo_file and os.path.isdir(save_path):
+        # the first process alone writes, and another may come later
+        writes = is_global_rank_zero()
+        if writes and self.pack_nemo_file and os.path.isdir(save_path):
             raise IsADirectoryError(f"{save_path} is a folder; give the path of a .nemo file.")
-        if not self.pack_nemo_file:
+        if writes and not self.pack_nemo_file:
             self._refuse_used_folder(Path(save_path).parent)
         self._saving = True
         try:

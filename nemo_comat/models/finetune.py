@@ -5,6 +5,7 @@ The keys are those of NeMo's own scripts for fine-tuning and for adapters.
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -83,7 +84,8 @@ def check_start(cfg: DictConfig) -> None:
         )
     if not isinstance(file or name, str):
         raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
-    if file is not None and not os.path.exists(os.path.expanduser(file)):
+    # NeMo reads URLs of storage too
+    if file is not None and "://" not in file and not os.path.exists(os.path.expanduser(file)):
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
     tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
     check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
@@ -179,6 +181,7 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
         path,
         override_config_path=joined(own, given),
         map_location="cpu",
+        strict=cfg.get("init_strict", True),
         trainer=trainer,
         save_restore_connector=connector,
     )
@@ -204,19 +207,23 @@ def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
 
 
 def class_for(target: str, path: str) -> type[ComatMixin]:
-    """Class of ours for a file whose config names a target class.
+    """Class of ours for a file whose config names a target class; a descendant of one of ours is itself.
 
     Examples:
         >>> class_for("nemo.collections.asr.models.EncDecCTCModel", "m.nemo").__name__
         'ComatCTCModel'
     """
-    if target.startswith(("nemo.", "nemo_comat.")):
-        for theirs, ours in CLASSES.items():
-            if issubclass(get_class(target), theirs):
-                return ours
+    found = None
+    with suppress(Exception):  # of importing it
+        found = get_class(target)
+    if isinstance(found, type) and issubclass(found, ComatMixin):
+        return found
+    # NeMo would make a descendant of its classes what it is, without COMAT
+    if found in CLASSES:
+        return CLASSES[found]
     raise ConfigError(
-        f"{path} holds a {target}; COMAT trains {', '.join(cls.__name__ for cls in CLASSES)}, and what descends from "
-        "them."
+        f"{path} holds a {target}; COMAT trains {', '.join(cls.__name__ for cls in CLASSES)}, and descendants of its "
+        "own classes."
     )
 
 

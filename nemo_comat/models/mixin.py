@@ -24,6 +24,7 @@ from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
 from nemo_comat.models.consistency import ConsistencyMixin, first_view, twice, two_answers
 from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
+from nemo_comat.models.frozen import check_freeze_updates
 from nemo_comat.models.interctc import check_interctc
 from nemo_comat.models.reference import manifest_texts, reference_texts
 from nemo_comat.models.safe_load import allow_settings
@@ -103,6 +104,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             raise ConfigError(
                 "model.comat.weight was 0 when this model was made; make or restore it with the new weight."
             )
+        check_freeze_updates(self)
         logging.info(describe(self))
         self._check_width()
         self._is_first_batch = True
@@ -117,7 +119,9 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
-        if self.comat is not None and self.training and isinstance(batch, (tuple, list)):
+        # parts may be frozen, and the model itself in evaluation
+        training = self.training if self._trainer is None else self._trainer.training
+        if self.comat is not None and training and isinstance(batch, (tuple, list)):
             transcript, transcript_len = batch[2:4]
             texts = self._reference_texts(*batch[2:])
             started = self._ask(texts, transcript, transcript_len, torch.device(device))

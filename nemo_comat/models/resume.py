@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.collections.common.callbacks import EMA
+from nemo.collections.common.callbacks.ema import EMAOptimizer
 from nemo.utils import logging
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
@@ -100,6 +101,10 @@ class Resumable(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hears Ctrl-C, where it is not ignored, as in the background, and where Lightning hears SIGTERM."""
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, EMAOptimizer):
+                # those that NeMo has loaded want gradients, and cannot change places with the weights that are trained
+                optimizer.ema_params = tuple(parameter.detach() for parameter in optimizer.ema_params)
         in_main = threading.current_thread() is threading.main_thread()
         heard = callable(signal.getsignal(signal.SIGINT)) and callable(signal.getsignal(signal.SIGTERM))
         if trainer.world_size == 1 and in_main and heard:

@@ -125,6 +125,10 @@ def _loader_of_texts(model: Any) -> Any:
     """A loader of its own for data that list no rows, for the one that trains begins with its first batch; or None."""
     if _listed_rows(model) is not None:
         return None
+    if model.cfg.get("train_ds") is None:
+        raise ConfigError(
+            "model.comat.teacher.normalize needs the training texts; give model.train_ds, or model.comat.teacher.cache."
+        )
     loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
     if model._reads_manifest:
         name_samples(loader)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from nemo_comat.teacher.output import TeacherError
 
 FORMAT = 1
 INDEX = "index.safetensors"
+SHARD = "shard-{}.safetensors"
 TABLE_FILE = "table.safetensors"
 # a shard's tensors of what the language model expects, where it has them
 PREDICTED = ("predicted_id", "predicted")
@@ -55,7 +55,8 @@ def text_key(text: str) -> npt.NDArray[np.int64]:
         >>> text_key("the dog").tobytes() == hashlib.blake2b(b"the dog", digest_size=16).digest()
         True
     """
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.int64)
+    # JSON may hold half of a pair of surrogates
+    return np.frombuffer(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest(), dtype=np.int64)
 
 
 class TeacherCache:
@@ -94,7 +95,7 @@ class TeacherCache:
         at = int(np.searchsorted(self._first, first))
         while at < len(self._first) and self._first[at] == first:
             if self._second[at] == second:
-                return self._read(*self._place[at].tolist())
+                return self._read(at)
             at += 1
         return None
 
@@ -106,8 +107,8 @@ class TeacherCache:
         Yields:
             float16 [n, Dp] of a text; too long ones are left out.
         """
-        for place in self._place[torch.arange(0, len(self), max(1, -(-len(self) // most)))].tolist():
-            row = self._read(*place)
+        for at in range(0, len(self), max(1, -(-len(self) // most))):
+            row = self._read(at)
             if not row.too_long:
                 yield row.vectors
 
@@ -120,12 +121,19 @@ class TeacherCache:
         table: Tensor = file.get_tensor("table")
         return table
 
-    def _read(self, shard: int, row: int) -> CachedText:
+    def _read(self, at: int) -> CachedText:
+        shard, row = self._place[at].tolist()
         if shard not in self._open_shards:
             file, _ = open_file(self.folder / self.shards[shard], self.folder)
-            names = ("embeddings", "token_id", "start", "too_long", *(PREDICTED if "top_k" in self.description else ()))
+            of_head = PREDICTED if "top_k" in self.description else ()
+            names = ("key", "embeddings", "token_id", "start", "too_long", *of_head)
             self._open_shards[shard] = [file.get_tensor(name) for name in names]
-        embeddings, token_id, start, too_long, *predicted = self._open_shards[shard]
+        keys, embeddings, token_id, start, too_long, *predicted = self._open_shards[shard]
+        if row >= len(keys) or keys[row].tolist() != [self._first[at], self._second[at]]:
+            raise CacheError(
+                f"Cache file {self.folder / self.shards[shard]} is not the one that the index is of: it was written "
+                f"anew since; {RUN_AGAIN}"
+            )
         begin, end = start[row : row + 2].tolist()
         ids_and_shares = (predicted[0][begin:end], predicted[1][begin:end]) if predicted else None
         return CachedText(embeddings[begin:end], token_id[begin:end], bool(too_long[row]), ids_and_shares)
@@ -163,7 +171,7 @@ def shard_files(folder: Path) -> list[Path]:
         >>> shard_files(Path("gone"))
         []
     """
-    return sorted(folder.glob("shard-*.safetensors"))
+    return sorted(folder.glob(SHARD.format("*")))
 
 
 def refuse_another(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Writes a teacher's embeddings of known texts to disk, as `cache_files` reads them. For examples/cache_teacher.py."""
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nemo_comat.teacher.cache_files import (
     INDEX,
     PREDICTED,
     RUN_AGAIN,
+    SHARD,
     TABLE_FILE,
     CacheError,
     open_file,
@@ -69,7 +71,7 @@ def write_cache(
     description = teacher.description
     shards = shard_files(folder)
     known = {bytes(key) for shard in shards for key in _keys(shard, description, folder).numpy()}
-    number = 1 + max((int(shard.stem.rsplit("-", 1)[1]) for shard in shards), default=-1)
+    number = 1 + max((int(shard.stem.split("-")[2]) for shard in shards), default=-1)
     waiting: dict[str, npt.NDArray[np.int64]] = {}
     for text in texts:
         key = text_key(text)
@@ -123,7 +125,8 @@ def _keys(shard: Path, description: Mapping[str, Any], folder: Path) -> Tensor:
 
 
 def _shard_name(rank: int, number: int) -> str:
-    return f"shard-{rank:04d}-{number:06d}.safetensors"
+    """Unlike any other's, also of a process that writes at the same time or before: an index knows shards by name."""
+    return SHARD.format(f"{rank:04d}-{number:06d}-{secrets.token_hex(4)}")
 
 
 def _write_shard(

@@ -28,7 +28,8 @@ class View(NamedTuple):
 def head_class(config: Any) -> Any:
     """Which of transformers' auto classes loads a checkpoint with its language-model head; None where none does.
 
-    What the checkpoint says that it was saved as decides. One that says a model without a head is a masked language
+    Of a model with an encoder and a decoder only one that reads the text by both will do. Else what the checkpoint says
+    that it was saved as decides. One that says a model without a head is a masked language
     model where transformers has one of its kind and its config does not say that it is a decoder.
 
     Args:
@@ -44,6 +45,8 @@ def head_class(config: Any) -> Any:
         transformers.AutoModelForMaskedLM: transformers.MODEL_FOR_MASKED_LM_MAPPING,
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
     }
+    if getattr(config, "is_encoder_decoder", False):  # alone its decoder would read without what it is made to read
+        del mappings[transformers.AutoModelForCausalLM]
     offered = {auto: _names(mapping, type(config)) for auto, mapping in mappings.items() if type(config) in mapping}
     said = set(getattr(config, "architectures", None) or ())
     fitting = [auto for auto, names in offered.items() if names & said] or list(offered)
@@ -112,14 +115,20 @@ def masked(ids: Tensor, places: list[int], mask: int) -> list[View]:
 
 
 def likeliest(
-    model: Any, views: Sequence[View], top_k: int, vocabulary: int, padding: int, device: torch.device
+    model: Any,
+    views: Sequence[View],
+    top_k: int,
+    vocabulary: int,
+    padding: int,
+    device: torch.device,
+    pad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The tokens of the largest probabilities in each place of the views.
 
     Args:
         model: on the device, has `logits` in what it returns.
         views: list of View. top_k: so many tokens, or all where there are fewer. vocabulary: number of logits.
-        padding: id that fills a batch. device: torch.device.
+        padding: id that fills a batch. device: torch.device. pad: False = a batch has views of one length.
     Returns:
         ids int64 and probabilities float32 [sum of places, K] on the device, the largest first; all 0 at place -1.
     Examples:
@@ -130,7 +139,7 @@ def likeliest(
     """
     width = min(top_k, vocabulary)
     ids, shares = [torch.zeros(0, width, dtype=torch.int64, device=device)], [torch.zeros(0, width, device=device)]
-    for batch in _batches(views, vocabulary):
+    for batch in _batches(views, vocabulary, pad):
         padded = pad_sequence([view.ids for view in batch], batch_first=True, padding_value=padding)
         attention = pad_sequence([torch.ones_like(view.ids) for view in batch], batch_first=True)
         logits = model(input_ids=upload(padded, device), attention_mask=upload(attention, device)).logits
@@ -144,12 +153,13 @@ def likeliest(
     return torch.cat(ids), torch.cat(shares)
 
 
-def _batches(views: Iterable[View], vocabulary: int) -> Iterator[list[View]]:
+def _batches(views: Iterable[View], vocabulary: int, pad: bool) -> Iterator[list[View]]:
     """Cuts views that have places into lists whose logits, padding included, are at most MOST_LOGITS, or one view's."""
     batch: list[View] = []
     for view in (view for view in views if view.places):
         longest = max(len(one.ids) for one in (*batch, view))
-        if batch and (len(batch) + 1) * longest * vocabulary > MOST_LOGITS:
+        other = not pad and batch and len(view.ids) != len(batch[0].ids)
+        if batch and (other or (len(batch) + 1) * longest * vocabulary > MOST_LOGITS):
             yield batch
             batch = []
         batch.append(view)

@@ -10,11 +10,13 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.device import upload
@@ -294,7 +296,8 @@ class Teacher:
             raise self._no_head(f"its head has {width} tokens and its table of word embeddings {rows}")
         if not self._is_causal and auto_class.__name__ == "AutoModelForCausalLM":
             raise self._no_head(f"as {type(loaded).__name__} it reads what follows a token, and does not foretell it")
-        if self.mask and (self._is_causal or self.tokenizer.mask_token_id is None):
+        mask_id = self.tokenizer.mask_token_id
+        if self.mask and (self._is_causal or mask_id is None or mask_id >= rows):
             raise TeacherError(
                 f"Teacher {self.name!r} ({type(loaded).__name__}) has no mask to read in a token's place; set "
                 "model.comat.teacher.mask=false, or choose a masked language model such as bert-base-uncased."
@@ -311,7 +314,8 @@ class Teacher:
     def stated_length(self) -> int:
         """Most tokens of a text, special ones included, by the config and the tokenizer; loads no weights."""
         special = self.tokenizer.num_special_tokens_to_add()
-        stated = [self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
+        keys = ("max_position_embeddings", "max_encoder_position_embeddings")
+        stated = [self.tokenizer.model_max_length, *(getattr(self.config, key, None) for key in keys)]
         return int(min([self._max_length or NO_LIMIT, *(n for n in stated if is_limit(n) and n > special)]))
 
     @functools.cached_property
@@ -467,12 +471,9 @@ class Teacher:
         used = [i for i, row in enumerate(kept) if row]
         packed = torch.zeros(0, self.dim, device=device)
         if used:
-            batch = pad_sequence([ids[i] for i in used], batch_first=True, padding_value=self._padding)
-            attention = pad_sequence([torch.ones_like(ids[i]) for i in used], batch_first=True)
-            # places of the kept tokens, known here: nothing waits for the device
-            places = [number * batch.shape[1] + p for number, i in enumerate(used) for p in kept[i]]
-            hidden = self._hidden(upload(batch, device), upload(attention, device))
-            packed = hidden.flatten(0, 1).index_select(0, upload(torch.tensor(places), device))
+            by_length = (list(run) for _, run in groupby(used, lambda i: len(ids[i])))
+            runs = [used] if self._pads else list(by_length)
+            packed = torch.cat([self._packed([ids[i] for i in run], [kept[i] for i in run], device) for run in runs])
         # clones, so that a row which is dropped later gives its memory back
         vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
         token_ids = [row[places] for row, places in zip(ids, kept)]
@@ -486,6 +487,15 @@ class Teacher:
             for v, number, long, text, p in zip(vectors, token_ids, too_long, texts, predicted)
         ]
 
+    def _packed(self, ids: Sequence[Tensor], kept: Sequence[list[int]], device: torch.device) -> Tensor:
+        """Hidden states [sum of kept, Dp] of the kept places of texts, in one batch."""
+        batch = pad_sequence(list(ids), batch_first=True, padding_value=self._padding)
+        attention = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        # places of the kept tokens, known here: nothing waits for the device
+        places = [number * batch.shape[1] + p for number, row in enumerate(kept) for p in row]
+        hidden = self._hidden(upload(batch, device), upload(attention, device))
+        return hidden.flatten(0, 1).index_select(0, upload(torch.tensor(places), device))
+
     def _predicted(
         self, ids: Sequence[Tensor], kept: Sequence[list[int]], device: torch.device
     ) -> list[tuple[Tensor, Tensor] | None]:
@@ -493,7 +503,7 @@ class Teacher:
         vocabulary = len(self._head.get_input_embeddings().weight)
         views = [view for row, places in zip(ids, kept) if places for view in self._views(row, places)]
         with torch.inference_mode(), self._as_teacher_error(self._head, f"{len(views)} texts", "logits"):
-            found = likeliest(self._head, views, int(self.top_k or 0), vocabulary, self._padding, device)
+            found = likeliest(self._head, views, int(self.top_k or 0), vocabulary, self._padding, device, self._pads)
         token_id, share = (x.split([len(places) for places in kept]) for x in found)
         # clones outside of inference mode, as of the vectors
         return [(one.clone(), other.clone()) for one, other in zip(token_id, share)]
@@ -522,6 +532,33 @@ class Teacher:
         """Id that fills rows; attention passes over it, but the model must have it."""
         number, limit = self.tokenizer.pad_token_id or 0, self._limits.token_ids
         return number if limit is None or number < limit else 0
+
+    @functools.cached_property
+    def _pads(self) -> bool:
+        """Whether texts of several lengths may share a batch: some models convolve over padding, or mix it in."""
+        model = self.model
+        if self.max_length < 6:
+            return True
+        alone = self._probe.to(next(model.parameters()).device)
+        longer = torch.cat([alone, alone[:, :2]], 1)
+        batch = torch.cat([functional.pad(alone, (0, 2), value=self._padding), longer])
+        attention = torch.ones_like(batch)
+        attention[0, 4:] = 0
+
+        def read(ids: Tensor, attention: Tensor) -> list[Tensor]:
+            """All that is taken of the first text's four tokens."""
+            found = self._states(model, ids, attention)
+            if self.top_k:
+                found = [*found, self._head(input_ids=ids, attention_mask=attention).logits]
+            return [x[0, :4].float() for x in found]
+
+        with torch.no_grad():
+            pairs = zip(read(alone, torch.ones_like(alone)), read(batch, attention))
+            most = max(float((x - y).abs().max() / x.abs().max().clamp(min=1e-12)) for x, y in pairs)
+        if most < (1e-4 if self._weights_dtype == torch.float32 else 0.05):
+            return True
+        announce(f"The teacher {self.name} reads padding as text, so it gets texts of one length at a time: slower.")
+        return False
 
     def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         dtype = self.dtype or _fastest_dtype(ids.device)

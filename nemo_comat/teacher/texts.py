@@ -53,7 +53,8 @@ class TextReader:
         return dict(zip(self.tokenizer.convert_ids_to_tokens(ids), ids))
 
     def readable(self, text: str) -> str:
-        """A text with the unknown token, as a word of its own, in place of each "⁇"."""
+        """A text with the unknown token, as a word of its own, in place of each "⁇"; half a surrogate pair is "?"."""
+        text = text.encode(errors="replace").decode()
         # one space between, for to some tokenizers more of them are tokens
         parts = re.split(rf"\s*({SENTENCEPIECE_UNKNOWN})\s*", text)
         read = (self.unknown if part == SENTENCEPIECE_UNKNOWN else part for part in parts)

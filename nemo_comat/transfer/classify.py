@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_comat.transfer.vocabulary import candidates, log_sum_exp
+from nemo_comat.transfer.vocabulary import candidates, log_sum_exp, own_logit
 
 
 def classify_tokens(
@@ -38,7 +38,7 @@ def classify_tokens(
     """
     student, table = F.normalize(student.float(), dim=-1), table.detach()
     token_id = token_id.clamp(0, len(table) - 1)
-    own = (student * F.normalize(table[token_id].float(), dim=-1)).sum(-1) / temperature
+    own = own_logit(student, table[token_id], temperature)
     # a token that counts is one of them
     rows, out = candidates(token_id, mask, table, negatives, seed)
     return torch.where(mask, log_sum_exp(student, rows, out, temperature) - own, 0)

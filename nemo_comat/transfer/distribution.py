@@ -58,6 +58,8 @@ def token_divergence(
 def _mean_rows(token_id: Tensor, share: Tensor, table: Tensor) -> Tensor:
     """[B, N, D] mean under share [B, N, K] of the table's rows, each of length 1; none of them is copied."""
     length = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).clamp(min=1e-12)
+    # a row of zeros, as for padding, has no direction; a half-precision weight of it would overflow
+    share = torch.where(length[token_id] > 1e-12, share, 0)
     weight = (share / length[token_id]).flatten(0, 1).to(table.dtype)
     mean = F.embedding_bag(token_id.flatten(0, 1), table, per_sample_weights=weight, mode="sum")
     return mean.view(*token_id.shape[:2], table.shape[1]).float()

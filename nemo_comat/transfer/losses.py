@@ -30,7 +30,8 @@ def cosine_score(student: Tensor, teacher: Tensor) -> Tensor:
         [[[1.0, 0.0, -1.0]]]
     """
     student, teacher = (F.normalize(x.detach().float(), dim=-1) for x in (student, teacher))
-    return student @ teacher.transpose(1, 2)
+    with torch.autocast(student.device.type, enabled=False):
+        return student @ teacher.transpose(1, 2)
 
 
 def token_average(segments: Tensor, path: Tensor, n_tokens: int) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # rows of the table whose logits are in memory at a time
@@ -75,10 +74,36 @@ def log_sum_exp(student: Tensor, table: Tensor, out: Tensor, temperature: float)
         >>> log_sum_exp(student, table, torch.tensor([False, True]), temperature=0.5)
         tensor([[2.]])
     """
+    dtype = _products(student)
+    with torch.autocast(student.device.type, enabled=False):
+        return cast(Any, _LogSumExp).apply(student, table.detach(), out, temperature, dtype)  # type: ignore[no-any-return]
+
+
+def own_logit(student: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """cos(student, row) / temperature, rounded as `log_sum_exp` rounds it, so that the two cancel where it is alone.
+
+    Args:
+        student: [B, N, D] float32 of length 1; gets gradients. rows: [B, N, D]; gets none. temperature: above 0.
+    Returns:
+        [B, N] float32.
+    Examples:
+        >>> own_logit(torch.tensor([[[0.6, 0.8]]]), torch.tensor([[[0.0, 2.0]]]), 0.5)
+        tensor([[1.6000]])
+    """
+    dtype = _products(student)
+    with torch.autocast(student.device.type, enabled=False):
+        rows = F.normalize(rows.detach().float(), dim=-1).to(dtype).float()
+        cosine = (student * rows).sum(-1)
+        if dtype != torch.float32:
+            rounded = (student.detach().to(dtype).float() * rows).sum(-1).to(dtype).float()
+            cosine = cosine + (rounded - cosine.detach())
+        return cosine / temperature
+
+
+def _products(student: Tensor) -> torch.dtype:
+    """What products with a student are made in: autocast's dtype, or float32."""
     device = student.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    with torch.autocast(device, enabled=False):
-        return cast(Tensor, _LogSumExp.apply(student, table.detach(), out, temperature, dtype))
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -89,6 +114,9 @@ class _LogSumExp(torch.autograd.Function):
         ctx: Any, student: Tensor, table: Tensor, out: Tensor, temperature: float, dtype: torch.dtype
     ) -> Tensor:
         flat = student.detach().flatten(0, -2)
+        if not len(table):
+            ctx.save_for_backward(torch.zeros_like(student))
+            return student.new_full(student.shape[:-1], float("-inf"))
         most = flat.new_full((len(flat), 1), float("-inf"))
         total, mean = torch.zeros_like(most), torch.zeros_like(flat)
         for rows, left_out in zip(table.split(TOGETHER), out.split(TOGETHER)):
@@ -106,7 +134,8 @@ class _LogSumExp(torch.autograd.Function):
         return (most + total.log()).view(student.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if torch.is_grad_enabled():  # by create_graph
+            raise RuntimeError("the losses classify and distribution have no second derivative; drop create_graph=True")
         (mean,) = ctx.saved_tensors
         return gradient[..., None] * mean, None, None, None, None

@@ -20,8 +20,9 @@ class AlignmentPictures(pl.Callback):
     """Draws the alignments of the first utterances of the first validation set, at each validation while training.
 
     They go to TensorBoard (`add_image`) and Weights & Biases (`log_image`), from the first process alone. Where no
-    logger takes pictures, in a sanity check, and where the weights are spread over processes, nothing is drawn. What
-    goes wrong is said once, and ends the pictures, not the training.
+    logger takes pictures, in a sanity check, and where one process alone cannot run the model, nothing is drawn: where
+    the weights are spread over processes, or where the encoder, as Citrinet's, always asks the others for the length of
+    their audio. What goes wrong is said once, and ends the pictures, not the training.
 
     Args:
         pictures: number of utterances, at most the first batch's; 0 = none.
@@ -42,12 +43,12 @@ class AlignmentPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the utterances at the first time, so that they are the same ones at each validation."""
-        if self._batch is None and batch_idx == dataloader_idx == 0 and self._wanted(trainer):
+        if self._batch is None and batch_idx == dataloader_idx == 0 and self._wanted(trainer, model):
             self._batch = self._guarded(first_rows, model, batch, self.pictures)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, model: Any) -> None:
         """Draws them."""
-        if self._batch is not None and self._wanted(trainer):
+        if self._batch is not None and self._wanted(trainer, model):
             self._guarded(self._draw, trainer, model, self._batch)
 
     def _draw(self, trainer: pl.Trainer, model: Any, batch: list[Tensor]) -> None:
@@ -60,9 +61,12 @@ class AlignmentPictures(pl.Callback):
                 for logger in trainer.loggers:
                     send_image(logger, f"alignment/{number}", image, f"{text} (step {step})", step)
 
-    def _wanted(self, trainer: pl.Trainer) -> bool:
-        # with other strategies one process alone cannot run the model
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy) or type(trainer.strategy) is DDPStrategy
+    def _wanted(self, trainer: pl.Trainer, model: Any) -> bool:
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy) or (
+            # encoders of NeMo's that have this switch ask the other processes nothing else
+            type(trainer.strategy) is DDPStrategy
+            and (trainer.world_size == 1 or hasattr(model.encoder, "sync_max_audio_length"))
+        )
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         return (
             self.pictures > 0

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.device import upload
@@ -25,6 +24,7 @@ from nemo_comat.teacher.head import View, following, head_class, likeliest, mask
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.missing import needed_weights
 from nemo_comat.teacher.output import Embedded, TeacherError, TeacherOutput, pad_predicted
+from nemo_comat.teacher.padding import reads_padding
 from nemo_comat.teacher.quiet import quiet_transformers
 from nemo_comat.teacher.texts import SENTENCEPIECE_UNKNOWN, TextReader
 from nemo_comat.teacher.upper_layers import leave_out_upper_layers
@@ -535,27 +535,17 @@ class Teacher:
 
     @functools.cached_property
     def _pads(self) -> bool:
-        """Whether texts of several lengths may share a batch: some models convolve over padding, or mix it in."""
-        model = self.model
-        if self.max_length < 6:
+        """Whether texts of several lengths may share a batch."""
+        if self.max_length < self._probe.shape[1] + 2:
             return True
-        alone = self._probe.to(next(model.parameters()).device)
-        longer = torch.cat([alone, alone[:, :2]], 1)
-        batch = torch.cat([functional.pad(alone, (0, 2), value=self._padding), longer])
-        attention = torch.ones_like(batch)
-        attention[0, 4:] = 0
+        ids = self._probe.to(next(self.model.parameters()).device)
 
         def read(ids: Tensor, attention: Tensor) -> list[Tensor]:
-            """All that is taken of the first text's four tokens."""
-            found = self._states(model, ids, attention)
-            if self.top_k:
-                found = [*found, self._head(input_ids=ids, attention_mask=attention).logits]
-            return [x[0, :4].float() for x in found]
+            """All that is taken of texts."""
+            head = [self._head(input_ids=ids, attention_mask=attention).logits] if self.top_k else []
+            return [*self._states(self.model, ids, attention), *head]
 
-        with torch.no_grad():
-            pairs = zip(read(alone, torch.ones_like(alone)), read(batch, attention))
-            most = max(float((x - y).abs().max() / x.abs().max().clamp(min=1e-12)) for x, y in pairs)
-        if most < (1e-4 if self._weights_dtype == torch.float32 else 0.05):
+        if not reads_padding(read, ids, self._padding, self._weights_dtype):
             return True
         announce(f"The teacher {self.name} reads padding as text, so it gets texts of one length at a time: slower.")
         return False

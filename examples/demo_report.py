@@ -234,6 +234,7 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
     """
     check_nemo_file(model_path)
     picture = picture or model_path.parent / "alignment.png"
+    picture = picture if picture.suffix else picture.with_suffix(".png")  # as matplotlib does
     written = [picture, html] if html is not None else [picture]
     check_outputs(written, inputs=[model_path, manifest], overwrite=overwrite)
     with read_manifest(manifest) as (audio, texts):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,7 @@ class CompressAlignTransfer(nn.Module):
         super().__init__()
         align = dict(align)
         self.within_words, self.layer_weights = align.pop("within_words", False), list(layer_weights)
+        self.blank = blank
         self.compressor = _chosen("compress", COMPRESSORS, compress, feat_in=feat_in, blank=blank)
         self.aligner = _chosen("align", ALIGNERS, align)
         if self.within_words and not isinstance(self.aligner, MonotonicAligner):
@@ -140,10 +141,12 @@ class CompressAlignTransfer(nn.Module):
         """Follows a recogniser whose vocabulary has changed.
 
         Args:
-            blank: the new id of the CTC blank; methods that do not look at labels need none.
+            blank: the new id of the CTC blank; a compressor that looks at labels has a `set_blank` too.
         """
-        if isinstance(self.compressor, CTCCompressor):
-            self.compressor.options["blank"] = blank
+        self.blank = blank
+        follow: Any = getattr(self.compressor, "set_blank", None)
+        if follow is not None:
+            follow(blank)
 
     def forward(
         self,
@@ -224,8 +227,7 @@ class CompressAlignTransfer(nn.Module):
             if teacher.words is None:
                 raise ValueError("align.within_words needs the words of both sides' tokens in teacher.words, got None")
             target_word, token_word = teacher.words
-            blank = cast(CTCCompressor, self.compressor).options["blank"]
-            seg_word = segment_words(compressed.seg_label, target_word, blank)
+            seg_word = segment_words(compressed.seg_label, target_word, self.blank)
             score, kept = within_words(score, seg_word, token_word, compressed.seg_len, teacher.text_len)
         return *self.aligner(score, compressed.seg_len, teacher.text_len), kept
 
@@ -255,10 +257,15 @@ def _chosen(step: str, classes: Mapping[str, type[nn.Module]], options: Mapping[
     method = options.pop("method", next(iter(classes)))
     if method not in classes:
         raise ValueError(f"{step}.method must be one of {', '.join(classes)}; got {method!r}")
-    known = {key for cls in classes.values() for key in signature(cls).parameters} - set(given)
+    known = {key for cls in classes.values() for key in _options(cls)} - set(given)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"{step} does not know {', '.join(unknown)}; its options are {', '.join(sorted(known))}")
     options.update(given)
     cls = classes[method]
-    return cls(**{key: options[key] for key in signature(cls).parameters if key in options})
+    return cls(**{key: options[key] for key in _options(cls) if key in options})
+
+
+def _options(cls: type[nn.Module]) -> list[str]:
+    """A constructor's arguments by name; a class without one of its own has none."""
+    return [p.name for p in signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

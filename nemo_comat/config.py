@@ -22,6 +22,14 @@ class ConfigError(ValueError):
 
 # of a transfer loss, where comat.weight is null: with which each was measured, or near to it (RESULTS.md)
 WEIGHTS: dict[str, float] = {"cosine": 10.0, "mse": 10.0}
+# of numbers, where they are given
+LEAST = {
+    **dict.fromkeys(("weight", "consistency_weight", "warmup_steps", "pictures"), 0),
+    **dict.fromkeys(("teacher.normalize_texts", "teacher.max_length", "compress.heads", "align.iterations"), 1),
+    **dict.fromkeys(("projection.depth", "projection.dim", "context.heads"), 1),
+    **dict.fromkeys(("transfer.top_k", "transfer.negatives"), 1),
+    **dict.fromkeys(("compress.quantity_weight", "context.layers"), 0),
+}
 # the ways to compress that give one segment for each token
 ONE_PER_TOKEN = ("cif", "attention")
 
@@ -239,9 +247,8 @@ def _check_keys(block: Mapping[str, Any] | DictConfig, schema: type[Any], where:
             _check_keys(value, known[key], f"{where}.{key}")
 
 
-def _check_values(cfg: DictConfig) -> None:
-    _one_of(cfg.compress.method, COMPRESSORS, "compress.method")
-    _one_of(cfg.align.method, ALIGNERS, "align.method")
+def _check_pairs(cfg: DictConfig) -> None:
+    """What goes with what."""
     # all other pairs fit: monotonic and sinkhorn take any number of segments
     if cfg.align.method == "one_to_one" and cfg.compress.method not in ONE_PER_TOKEN:
         raise ConfigError(
@@ -269,25 +276,19 @@ def _check_values(cfg: DictConfig) -> None:
             f"model.comat.transfer.loss={cfg.transfer.loss} names tokens of the teacher's vocabulary, which has no "
             "words; set model.comat.teacher.units=token, or model.comat.transfer.loss=cosine."
         )
-    _at_least(cfg.teacher.normalize_texts, 1, "teacher.normalize_texts")
-    _at_least(cfg.transfer.top_k, 1, "transfer.top_k")
-    _at_least(cfg.weight, 0, "weight")
-    _at_least(cfg.consistency_weight, 0, "consistency_weight")
-    _at_least(cfg.compress.quantity_weight, 0, "compress.quantity_weight")
-    _at_least(cfg.compress.heads, 1, "compress.heads")
-    _at_least(cfg.align.iterations, 1, "align.iterations")
-    _at_least(cfg.warmup_steps, 0, "warmup_steps")
-    _at_least(cfg.pictures, 0, "pictures")
-    _at_least(cfg.projection.depth, 1, "projection.depth")
-    _at_least(cfg.context.layers, 0, "context.layers")
-    _at_least(cfg.context.heads, 1, "context.heads")
+
+
+def _check_values(cfg: DictConfig) -> None:
+    _one_of(cfg.compress.method, COMPRESSORS, "compress.method")
+    _one_of(cfg.align.method, ALIGNERS, "align.method")
+    _check_pairs(cfg)
+    for key, least in LEAST.items():
+        if OmegaConf.select(cfg, key) is not None:
+            _at_least(OmegaConf.select(cfg, key), least, key)
     if not 0 <= cfg.context.mask < 1:
         raise ConfigError(f"model.comat.context.mask must be 0 or more and below 1, got {cfg.context.mask}.")
     if cfg.align.temperature is not None and not cfg.align.temperature > 0:
         raise ConfigError(f"model.comat.align.temperature must be above 0, or null, got {cfg.align.temperature}.")
-    for key in ("teacher.max_length", "projection.dim", "transfer.negatives"):
-        if OmegaConf.select(cfg, key) is not None:
-            _at_least(OmegaConf.select(cfg, key), 1, key)
     for key in ("transfer.temperature", "align.epsilon"):
         if not OmegaConf.select(cfg, key) > 0:
             raise ConfigError(f"model.comat.{key} must be above 0, got {OmegaConf.select(cfg, key)}.")

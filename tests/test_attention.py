@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_comat.compress import AttentionCompressor
-from nemo_comat.compress.attention import sinusoids
+from nemo_comat.positions import sinusoids
 
 DIM = 6
 

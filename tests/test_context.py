@@ -8,7 +8,6 @@ from test_comat import METHODS, batch, every_method
 
 from nemo_comat import CompressAlignTransfer
 from nemo_comat.transfer import Context, segment_mask
-from nemo_comat.transfer.context import positions
 
 DIM, BLANK, WIDTH = 8, 5, 6
 
@@ -150,14 +149,6 @@ def test_the_share_of_masks():
     assert not drawn[~valid].any() and drawn.sum().item() / 700 == pytest.approx(0.15, abs=0.04)
     assert not segment_mask(valid, 0.0, 0).any() and segment_mask(valid, 1.0, 0).equal(valid)
     assert segment_mask(valid[:, :300], 0.15, 0).equal(drawn[:, :300] & valid[:, :300])
-
-
-def test_positions_of_any_width():
-    table = positions(4, 5)
-    for place in range(5):
-        wave = math.cos if place % 2 else math.sin
-        expected = [wave(s / 10000 ** (2 * (place // 2) / 5)) for s in range(4)]
-        assert table[:, place].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

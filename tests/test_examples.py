@@ -548,7 +548,7 @@ def test_a_report_does_without_what_cannot_be_aligned(small_cfg, manifest, tmp_p
     for texts, picture in ((["", rows[1]["text"]], True), (["", "a " * 200], False)):
         (tmp_path / "m.json").write_text("\n".join(json.dumps({**row, "text": t}) for row, t in zip(rows, texts)))
         out = tmp_path / f"{picture}.png"
-        lines = script.report(model, tmp_path / "m.json", out, tmp_path / f"{picture}.html")
+        lines = script.report(model, tmp_path / "m.json", out.with_suffix(""), tmp_path / f"{picture}.html")
         assert out.exists() is picture and any("No picture of an alig" in line for line in lines) is not picture
         assert lines[0].startswith("Word error rate on 2 held-out") and (tmp_path / f"{picture}.html").exists()
 

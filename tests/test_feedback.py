@@ -104,15 +104,6 @@ def test_self_conditioned_ctc_needs_no_teacher(small_cfg):
     assert "train_transfer_loss" not in logged[0] and "posteriors are fed back" in describe(model)
 
 
-def test_a_new_vocabulary_gets_a_new_feedback_of_posteriors(small_cfg):
-    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
-    (fed,) = model.nemo_comat_feedback
-    before = fed.back.in_features
-    model._ctc_decoder()._num_classes += 3
-    model._renew_feedback_of_posteriors()
-    assert fed.back.in_features == before + 3
-
-
 def test_a_vocabulary_is_asked_for_only_where_its_posteriors_are_fed_back(small_cfg):
     model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, True))
     del model.decoder._ConvASRDecoder__vocabulary  # a decoder may have none
@@ -127,9 +118,14 @@ def test_the_feedback_of_posteriors_is_of_its_pieces(small_cfg, manifest, tmp_pa
     assert fed.back.weight.all()  # the same pieces
     # as many, but others
     texts = [json.loads(line)["text"][::-1] for line in open(manifest)]
-    load_script("build_tokenizer").build_tokenizer(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))
+    build = load_script("build_tokenizer").build_tokenizer
+    build(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))
     model.change_vocabulary(new_tokenizer_dir=str(tmp_path), new_tokenizer_type="bpe")
     assert len(model.decoder.vocabulary) == fed.back.in_features - 1 and not fed.back.weight.any()
+    # and fewer
+    build(texts, tmp_path / "fewer", vocab_size=len(model.decoder.vocabulary) - 3)
+    model.change_vocabulary(new_tokenizer_dir=str(tmp_path / "fewer"), new_tokenizer_type="bpe")
+    assert len(model.decoder.vocabulary) == model.nemo_comat_feedback[0].back.in_features - 1
 
 
 @pytest.mark.parametrize(

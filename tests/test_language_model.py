@@ -220,3 +220,16 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
     with pytest.raises(TeacherError, match="cannot be loaded"):
         Teacher(str(tmp_path)).encode(["the dog"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": "words"}, "units must be one of token, word; got 'words'"),
+        ({"dtype": "fp16"}, "dtype must be one of auto, float32, bfloat16, float16; got 'fp16'"),
+        ({"max_length": 0}, "max_length must be 1 or more, or None; got 0"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(NAME, **options)

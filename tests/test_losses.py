@@ -93,7 +93,7 @@ def test_reductions_are_those_of_nemos_ctc():
     assert reduce_rows(loss, tokens, "mean").item() == pytest.approx((2 + 0 + 2) / 3)
     assert reduce_rows(loss, tokens, "mean_volume").item() == pytest.approx(8 / 4)
     assert reduce_rows(loss, tokens, "sum").item() == pytest.approx(8)
-    with pytest.raises(ValueError, match="ctc_reduction must be one of .* got 'none'"):
+    with pytest.raises(ValueError, match="reduction must be one of .* got 'none'"):
         reduce_rows(loss, tokens, "none")
 
 

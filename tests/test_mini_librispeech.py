@@ -40,7 +40,11 @@ from sentencepiece import SentencePieceProcessor  # noqa: E402
 from test_mixin import babbling  # noqa: E402
 
 from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
+from nemo_comat.output import OutputError  # noqa: E402
 from nemo_comat.views.plot import Alignment  # noqa: E402
+
+# seconds that a process may take on a loaded machine
+PATIENCE = 600
 
 TINY = [
     "model.encoder.n_layers=2",
@@ -208,6 +212,16 @@ def test_decoded_audio_has_the_samples_it_had(tmp_path):
     (row,) = prepare.decode([{"audio_filepath": str(tmp_path / "a.flac"), "text": "a"}], tmp_path / "wav")
     assert row["text"] == "a" and Path(row["audio_filepath"]).suffix == ".wav"
     assert (soundfile.read(row["audio_filepath"], dtype="int16")[0] == samples).all()
+
+
+def test_audio_that_is_another_since_is_decoded_anew(tmp_path):
+    source = tmp_path / "a.wav"
+    for seconds in (1, 2, 2):
+        soundfile.write(source, np.zeros(16000 * seconds), 16000)
+        assert soundfile.info(prepare.decode_file(str(source), tmp_path / "wav")).duration == seconds
+    os.utime(source, ns=(0, 0))  # the same length, at another time
+    before = set((tmp_path / "wav").iterdir())
+    assert prepare.decode_file(str(source), tmp_path / "wav") not in before
 
 
 @pytest.mark.parametrize("name", ["a.wav FLOAT", "a.wav DOUBLE", "a.aiff FLOAT", "a.ogg VORBIS", "a.wav PCM_24"])
@@ -460,8 +474,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     before = (folder / "history.jsonl").read_text()
     go("parts")
     assert (folder / "history.jsonl").read_text() == before  # finished: nothing is done again
+    run = json.loads((folder / "run.json").read_text())
+    assert run["steps"] == 4 and run["finished"] and list(run["data"]) == list(arms.digests(data))
     with pytest.raises(ValueError, match="holds a run of other settings"):
         go("parts", "model.comat.weight=2")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="or on other data"):
+        patch.setattr(arms, "digests", lambda data: {"train.json": "0"})
+        go("parts")
+    # what NeMo leaves where it is killed while it writes
+    (best,) = (folder / "nemo" / "checkpoints").glob("*.nemo")
+    shutil.copy(best, best.with_name(f"{best.stem}-v1.nemo"))
+    assert records.checkpoint_of(folder) == best
+    best.with_name(f"{best.stem}-v1.nemo").unlink()
     score.score(folder, data)
     rows = json.loads((folder / "test.json").read_text())
     assert [row["reference"] for row in rows] == [
@@ -497,11 +521,24 @@ def test_copies_at_other_speeds_are_no_texts_of_their_own(tmp_path):
 
 
 def test_the_time_of_a_step_is_the_sum_of_its_parts(data):
-    found = step_time.measure(data, "cpu_real", 1, [*TINY, "model.train_ds.batch_size=4"])
+    # more than the data's two batches
+    found = step_time.measure(data, "cpu_real", 3, [*TINY, "model.train_ds.batch_size=4"])
     assert all(seconds > 0 for parts in found.values() for seconds in parts.values())
     row = step_time.table(found).splitlines()[2].split("|")
     assert row[1:3] == [" float32 ", " 1.00 "]
     assert sum(map(float, row[4:-1])) == pytest.approx(1, abs=0.03)
+
+
+def test_a_run_out_of_time_is_not_finished(data, tmp_path):
+    overrides = ["trainer.max_epochs=1000", "trainer.check_val_every_n_epoch=1000", "+trainer.max_time=00:00:00:01"]
+    folder = train.train("ctc", "ctc", 1, data, tmp_path, "cpu", [*TINY, *overrides])
+    assert "finished" not in json.loads((folder / "run.json").read_text())
+
+
+def test_where_all_parts_of_a_run_were_trained_is_said():
+    first, second = {"commit": "a", "device": "CPU"}, {"commit": "b", "device": "CPU"}
+    assert train.joined({}, first) == first
+    assert train.joined({"arm": "ctc", **first}, second) == {"commit": "a, b", "device": "CPU"}
 
 
 def check_ngram(tmp_path, folder, data):
@@ -518,6 +555,8 @@ def check_ngram(tmp_path, folder, data):
     target, wers = ngram.score_with(folder, data, tmp_path / "one.arpa", alphas=[0.0, 100.0])
     rows = json.loads((folder / "dev.json").read_text())
     assert wers[0.0] == word_errors.rate(word_errors.errors(rows))
+    with pytest.raises(OutputError, match="run.json exists already; .* --overwrite to replace it"):
+        ngram.score_with(folder, data, tmp_path / "one.arpa")
     best = json.loads((target / "run.json").read_text())["language_model"]["alpha"]
     assert best == min(wers, key=wers.get) and target == tmp_path / "parts_ngram" / "seed1"
     kept = tmp_path / "kept"
@@ -601,7 +640,7 @@ def test_a_run_of_other_settings_is_not_reported_as_the_one_asked_for(data, tmp_
             of_run = json.loads((folder / "run.json").read_text())
             (folder / "run.json").write_text(json.dumps({**of_run, **settings}))
     monkeypatch.setattr(sys, "argv", asked[9])
-    with pytest.raises(SystemExit, match="comat/seed1 holds a run of other settings; give another"):
+    with pytest.raises(SystemExit, match="comat/seed1 holds a run of other settings, or on other data; give"):
         run.main()
     monkeypatch.setattr(sys, "argv", asked[1])
     with pytest.raises(SystemExit) as ended:
@@ -629,13 +668,13 @@ def test_stopping_the_table_stops_its_runs(data, tmp_path):
     command = [sys.executable, str(RECIPE / "run.py"), f"--data={data}", f"--out={tmp_path}", "--arms", "ctc"]
     log, settings = tmp_path / "ctc" / "seed1" / "log", tmp_path / "ctc" / "seed1" / "run.json"
     with subprocess.Popen([*command, "--scale=cpu", "--seeds", "1"], stderr=subprocess.DEVNULL) as table:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while not log.exists() and time.monotonic() < end:
             time.sleep(0.1)
         table.terminate()
-        assert table.wait(timeout=30) == 143
+        assert table.wait(timeout=PATIENCE) == 143
     # whoever holds the log for long would be a run that goes on
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while holders(log) and time.monotonic() < end:
         time.sleep(0.1)
     assert log.exists() and not holders(log) and not settings.exists()
@@ -657,7 +696,7 @@ def test_a_run_that_is_starting_is_stopped_too(tmp_path, monkeypatch, number):
         run.run_all(Namespace(out=tmp_path, arms=["ctc"], seeds=[1], jobs=1))
     (process,) = started
     assert ended.value.code == 128 + number
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(timeout=PATIENCE) == -signal.SIGTERM
 
 
 def test_a_table_under_nohup_outlives_its_terminal():
@@ -759,6 +798,9 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
     assert found["comat"]["broken"] == [("dog", -1)]
     assert [row["val_wer"] for row in runs["ctc"][0]["history"]] == [0.8, 0.5]
+    for row in runs["comat"][0]["history"]:
+        del row["step_seconds"]  # as where an epoch has one step
+    assert report.table(report.summary(runs))[1][-3:] == ["", "1.00", ""]
     (tmp_path / "train.json").write_text(json.dumps({"text": 5 * "the " + "sat on mat a far"}) + "\n")
     text = report.report(tmp_path, data=tmp_path)
     # of both ctc runs' 20 words 14 are right; cat, dog and ran are new: 6, of which ran was wrong once; "the" comes

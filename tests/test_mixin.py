@@ -199,7 +199,7 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
             with captured(**model._watched()) as seen:
                 model(input_signal=moved[0], input_signal_length=moved[1])
             torch.cuda.set_sync_debug_mode(mode)
-            output = model._comat_output(seen, *moved[2:], model._teacher_output(*moved[2:]))
+            output = model._comat_output(seen, *moved[2:], model._pending(*moved[2:]).result())
             output.loss.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -209,13 +209,13 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
 def test_a_batch_that_no_trainer_moved_gets_the_same_answer(small_cfg):
     model = ComatCTCModelBPE(cfg=small_cfg).train()
     batch = model.transfer_batch_to_device(next(iter(model._train_dl)), torch.device("cpu"), 0)
-    started = model._teacher_output(*batch[2:])
+    started = model._pending(*batch[2:]).result()
     assert model._started is None and started.text_len.min() > 0
-    assert all(one.equal(other) for one, other in zip(started[:4], model._teacher_output(*batch[2:])))
+    assert all(one.equal(other) for one, other in zip(started[:4], model._pending(*batch[2:]).result()))
     # what was started for one batch is no answer for another
     model.transfer_batch_to_device(batch, torch.device("cpu"), 0)
     other = [x.flip(0).contiguous() for x in batch[2:]]
-    assert model._teacher_output(*other).embeddings.equal(started.embeddings.flip(0))
+    assert model._pending(*other).result().embeddings.equal(started.embeddings.flip(0))
 
 
 def test_heads_that_do_not_divide_the_width_are_a_config_error(small_cfg):
@@ -493,7 +493,7 @@ def test_the_frames_of_a_layer_are_those_that_the_encoder_goes_on_with(small_cfg
     with captured(**model._watched()) as seen, captured(raw=model.encoder.layers[1]) as own:
         model(input_signal=signal, input_signal_length=length)
     assert seen["layer 1"].equal(read["x"]) and not own["raw"].equal(read["x"])
-    assert model._comat_output(seen, *transcript, model._teacher_output(*transcript)).active.any()
+    assert model._comat_output(seen, *transcript, model._pending(*transcript).result()).active.any()
 
 
 @pytest.mark.parametrize("layer", [2, -3])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_comat import one_to_one_align
+from nemo_comat import one_to_one_align, sinkhorn
 
 
 def test_one_to_one():
@@ -22,3 +22,17 @@ def test_one_to_one():
     assert one_to_one_align(score[:1, :2], torch.tensor([2]), torch.tensor([4])).tolist() == [[-1, -1]]
     with pytest.raises(ValueError, match=r"score must be \[B, S, N\]"):
         one_to_one_align(score[0], seg_len, text_len)
+
+
+@pytest.mark.parametrize(
+    ("seg_len", "text_len", "message"),
+    [
+        ([4], [3], r"seg_len must lie in 0..3"),
+        ([3], [-1], "text_len must lie in 0..3"),
+        ([3, 3], [3], r"must be integers \[1\]"),
+    ],
+)
+@pytest.mark.parametrize("align", [one_to_one_align, sinkhorn])
+def test_lengths_that_do_not_fit_are_refused(align, seg_len, text_len, message):
+    with pytest.raises(ValueError, match=message):
+        align(torch.zeros(1, 3, 3), torch.tensor(seg_len), torch.tensor(text_len))

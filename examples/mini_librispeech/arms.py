@@ -3,6 +3,7 @@
 Every script that trains asks here, and so does run.py before it starts any of them.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -83,7 +84,15 @@ def settings(arm, seed, data, folder, scale, extra=(), start=None):
         "seed": seed,
         "overrides": [o for o in overrides if "manifest_filepath" not in o and "explicit_log_dir" not in o],
         "model": OmegaConf.to_container(cfg.model, resolve=True),
+        "data": digests(data),
     }
+
+
+def digests(data):
+    """What tells the data of a folder that prepare.py wrote from others': a digest of each file, by name."""
+    names = ("train.json", "dev.json", "tokenizer/tokenizer.model")
+    files = {name: data / name for name in names if (data / name).is_file()}
+    return {name: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for name, file in files.items()}
 
 
 def recorded(folder, asked):
@@ -92,13 +101,15 @@ def recorded(folder, asked):
     Args:
         folder: path. asked: of `settings`.
     Raises:
-        ConfigError: the folder holds a run of other settings.
+        ConfigError: the folder holds a run of other settings, or on other data.
     """
     file = folder / "run.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    if before and any(before.get(key) != asked[key] for key in ("model", "overrides")):
+    # runs of before do not say their data
+    keys = ["model", "overrides", *(["data"] if "data" in before else [])]
+    if before and any(before.get(key) != asked[key] for key in keys):
         # imports PyTorch, which whoever only compares can do without
         raise nemo_comat.ConfigError(
-            f"{folder} holds a run of other settings; give another --name or --out, or remove it."
+            f"{folder} holds a run of other settings, or on other data; give another --name or --out, or remove it."
         )
     return before

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
 from nemo.utils import logging
 from omegaconf import open_dict
-from records import checkpoint_of, training_texts
+from records import RECORDS, checkpoint_of, training_texts
 from score import transcribe, write_rows
 from word_errors import errors, rate
 
@@ -47,12 +47,17 @@ def use_language_model(model, lm, alpha):
     model.change_decoding_strategy(decoding, verbose=False)
 
 
-def score_with(folder, data, lm, alphas=ALPHAS):
+def score_with(folder, data, lm, alphas=ALPHAS, overwrite=False):
     """Chooses the weight on dev, scores test once; returns the new run's folder and the dev WER of each weight.
 
     Args:
         folder: of a finished run. data: as prepare.py wrote it. lm: path of an ARPA file. alphas: weights to try.
+        overwrite: True where a result that is there already may be replaced.
+    Raises:
+        OutputError: there is one already, and overwrite is False.
     """
+    target = folder.parent.with_name(f"{folder.parent.name}_ngram") / folder.name
+    check_outputs([target / name for name in RECORDS], inputs=[folder], overwrite=overwrite)
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)), map_location="cpu")
     dev = {}
     for alpha in alphas:
@@ -62,8 +67,9 @@ def score_with(folder, data, lm, alphas=ALPHAS):
     wers = {alpha: float(rate(errors(rows))) for alpha, rows in dev.items()}
     best = min(wers, key=wers.get)
     use_language_model(model, lm, best)
-    target = folder.parent.with_name(f"{folder.parent.name}_ngram") / folder.name
     target.mkdir(parents=True, exist_ok=True)
+    # a result is whole with its run.json, which comes last
+    (target / "run.json").unlink(missing_ok=True)
     write_rows(dev[best], target / "dev.json")
     write_rows(transcribe(model, data / "test.json"), target / "test.json")
     shutil.copyfile(folder / "history.jsonl", target / "history.jsonl")
@@ -78,7 +84,7 @@ def main():
     parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
-    parser.add_argument("--overwrite", action="store_true", help="replace a text that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace a text or a result that is there already")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
     task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
@@ -93,7 +99,7 @@ def main():
             return
         if not args.lm.is_file():
             raise FileNotFoundError(f"{args.lm} is no file; give an ARPA file made of the text that --text writes.")
-        folder, _ = score_with(args.folder, args.data, args.lm, args.alphas)
+        folder, _ = score_with(args.folder, args.data, args.lm, args.alphas, args.overwrite)
         logging.info(f"written: {folder}; report.py has it as an arm")
 
 

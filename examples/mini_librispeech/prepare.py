@@ -21,6 +21,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import random
 import re
 import sys
@@ -214,8 +215,10 @@ def decode_file(source, folder):
         raise PrepareError(
             f"{', '.join(source)} are the audio of one row, of which no one WAV can be made; leave --decode out."
         )
-    # files of one name lie in several folders, and those of another corpus may have been decoded here before
-    which = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+    # files of one name lie in several folders, and what lay there before may have been decoded here
+    at = os.stat(source)
+    which = f"{source} {at.st_size} {at.st_mtime_ns}"
+    which = hashlib.blake2b(which.encode(), digest_size=6).hexdigest()
     file = folder / f"{Path(source).stem}-{which}.wav"
     if not file.exists():
         dtype = "float32" if soundfile.info(source).subtype in FLOATS else "int16"

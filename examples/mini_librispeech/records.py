@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -29,10 +30,12 @@ def checkpoint_of(folder):
         FileNotFoundError: the run is not finished.
     """
     settings = folder / "run.json"
-    found = sorted((folder / "nemo" / "checkpoints").glob("*.nemo"))
+    found = sorted((folder / "nemo" / "checkpoints").glob("*.nemo"), key=lambda file: file.stat().st_mtime)
+    # a run that was killed while it wrote one leaves NeMo's backup of the one before
+    found = [file for file in found if not re.search(r"-v\d+$", file.stem)] or found
     if not settings.exists() or not json.loads(settings.read_text()).get("finished") or not found:
         raise FileNotFoundError(f"{folder} holds no finished run; train it first with train.py or run.py.")
-    return found[0]
+    return found[-1]
 
 
 def record(folder, name):

@@ -66,11 +66,13 @@ def summary(runs, times=None, against=BASELINES):
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
     found = {}
     for name, seeds in runs.items():
+        # an epoch of one step has none
+        times_of_steps = [row["step_seconds"] for seed in seeds for row in seed["history"] if "step_seconds" in row]
         of = found[name] = {
             "test_wer": spread([rate(counts) for counts in words[name]]),
             "test_cer": spread([rate(errors(seed["test"], list)) for seed in seeds]),
             "dev_wer": spread([rate(errors(seed["dev"])) for seed in seeds]),
-            "step_seconds": median(row["step_seconds"] for seed in seeds for row in seed["history"]),
+            "step_seconds": median(times_of_steps) if times_of_steps else None,
             "peak_bytes": max(row["peak_bytes"] for seed in seeds for row in seed["history"]),
             "commits": sorted({seed["run"]["commit"] for seed in seeds}),
         }
@@ -102,6 +104,11 @@ def change_of(of, base):
     return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
 
 
+def ratio(cost, base):
+    """1.23, or nothing where one of them is not known."""
+    return "" if None in (cost, base) else f"{cost / base:.2f}"
+
+
 def head(against=BASELINES):
     """The table's columns."""
     changes = [f"against {base}" for base in against]
@@ -118,7 +125,7 @@ def table(found, against=BASELINES):
     rows = []
     for name, of in found.items():
         active = "" if of["active_fraction"] is None else f"{of['active_fraction']:.2f}"
-        costs = [f"{of[key] / base[key]:.2f}" for key in ("step_seconds", "peak_bytes")]
+        costs = [ratio(of[key], base[key]) for key in ("step_seconds", "peak_bytes")]
         wers = [percent(of[key]) for key in ("dev_wer", "test_wer", "test_cer")]
         rows.append([name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in against), *costs, active])
     return rows

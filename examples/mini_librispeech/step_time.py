@@ -9,6 +9,7 @@ machine. Reading stands beside the step, because worker processes can do it.
 import argparse
 import time
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 
@@ -77,7 +78,7 @@ def measure(data, scale, steps, extra=()):
     model = ComatCTCModelBPE(cfg=cfg.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     found = {"float32": [], "bfloat16": []}
-    batches = iter(model._train_dl)
+    batches = chain.from_iterable(repeat(model._train_dl))
     for number in range(steps + 1):
         reading = {}
         with timed(reading, "read"):

@@ -30,6 +30,7 @@ import lightning.pytorch as pl
 import torch
 from arms import HERE, RECIPE, recorded, run_folder, settings
 from features import remembered
+from lightning.pytorch.callbacks import Timer
 from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
 
@@ -63,6 +64,7 @@ class History(pl.Callback):
     def __init__(self, file, seed):
         self.file, self.seed = file, seed
         self.seconds, self.last, self.active = [], None, []
+        self.steps, self.timed_out = 0, False
 
     def on_train_epoch_start(self, trainer, model):
         """Seeds the epoch."""
@@ -78,6 +80,13 @@ class History(pl.Callback):
         active = outputs.get("log", {}).get("train_active_fraction") if isinstance(outputs, dict) else None
         if active is not None:
             self.active.append(active.detach())
+
+    def on_train_end(self, trainer, model):
+        """Keeps how far the run came: NeMo goes back to the best checkpoint after this."""
+        self.steps, epochs = trainer.global_step, trainer.max_epochs or -1
+        whole = 0 <= epochs <= trainer.current_epoch or 0 <= trainer.max_steps <= self.steps
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+        self.timed_out = not whole and any(timer.time_remaining() <= 0 for timer in timers)
 
     def on_validation_end(self, trainer, model):
         """Writes the row."""
@@ -117,6 +126,16 @@ def surroundings():
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+def joined(before, here):
+    """Where all parts of a run were trained: values of `surroundings`, with a comma between those that differ.
+
+    Args:
+        before: run.json of the parts that were trained before, or an empty dict. here: of this part.
+    """
+    parts = {key: [*filter(None, [before.get(key)]), value] for key, value in here.items()}
+    return {key: ", ".join(dict.fromkeys(values)) for key, values in parts.items()}
 
 
 @contextmanager
@@ -167,8 +186,9 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
     folder = run_folder(out, name, seed)
     cfg, asked = settings(arm, seed, data, folder, scale, extra, start)
     with locked(folder):
-        if not recorded(folder, asked).get("finished"):
-            fit(cfg, {**asked, **surroundings()}, folder)
+        before = recorded(folder, asked)
+        if not before.get("finished"):
+            fit(cfg, {**asked, **joined(before, surroundings())}, folder)
     return folder
 
 
@@ -176,13 +196,17 @@ def fit(cfg, run, folder):
     """Trains what `settings` described, from its last checkpoint on; run: what run.json is to say."""
     write_settings(folder / "run.json", run)
     pl.seed_everything(run["seed"])
-    trainer, model = build(cfg, [History(folder / "history.jsonl", run["seed"])])
+    history = History(folder / "history.jsonl", run["seed"])
+    trainer, model = build(cfg, [history])
     if cfg.model.preprocessor.get("dither") == 0 and cfg.model.train_ds.get("augmentor") is None:
         model.preprocessor.forward = remembered(model.preprocessor.forward)
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
     pl.seed_everything(1000 * run["seed"])
     trainer.fit(model)
-    write_settings(folder / "run.json", {**run, "steps": trainer.global_step, "finished": True})
+    if history.timed_out:
+        logging.warning(f"{folder} ran out of its time at step {history.steps}; the same command goes on from there.")
+        return
+    write_settings(folder / "run.json", {**run, "steps": history.steps, "finished": True})
 
 
 def main():

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, mas_cuda
-from nemo_comat.kernels.backends import Backend
-
-NEG_INF = float("-inf")
+from nemo_comat.kernels.backends import NEG_INF, Backend
 
 
 def monotonic_align(score: Tensor, seg_len: Tensor, text_len: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -42,9 +40,8 @@ def monotonic_align(score: Tensor, seg_len: Tensor, text_len: Tensor, *, backend
         [[0, 0, 1]]
     """
     _check(score, seg_len, text_len, backend)
-    batch, segs, tokens = score.shape
     if score.numel() == 0:
-        return torch.full((batch, segs), -1, dtype=torch.int32, device=score.device)
+        return torch.full(score.shape[:2], -1, dtype=torch.int32, device=score.device)
     chosen = backends.choose(backend, score.device, function="monotonic_align", tensor="score")
     return COMPUTE[chosen](score.detach(), seg_len, text_len)
 
@@ -65,12 +62,12 @@ def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     last = (text_len - 1).clamp(0, tokens - 1)
 
     value = score.new_full((batch, tokens), NEG_INF)
-    value[:, 0] = _nan_to_neg_inf(score[:, 0, 0])
+    value[:, 0] = backends.nan_to_neg_inf(score[:, 0, 0])
     moved = torch.zeros(segs, batch, tokens, dtype=torch.bool, device=score.device)
     for s in range(1, segs):
         previous = torch.nn.functional.pad(value[:, :-1], (1, 0), value=NEG_INF)
         torch.gt(previous, value, out=moved[s])
-        new = _nan_to_neg_inf(score[:, s] + torch.where(moved[s], previous, value))
+        new = backends.nan_to_neg_inf(score[:, s] + torch.where(moved[s], previous, value))
         value = torch.where((s < seg_len)[:, None], new, value)
     feasible &= value.gather(1, last[:, None])[:, 0].isfinite()
 
@@ -81,10 +78,6 @@ def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
         path[:, s] = torch.where(inside, token, -1)
         token = torch.where(inside, token - moved[s].gather(1, token[:, None])[:, 0].long(), token)
     return path
-
-
-def _nan_to_neg_inf(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), NEG_INF, x)
 
 
 def _align_cpu(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:

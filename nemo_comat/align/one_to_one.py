@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nemo_comat.kernels import backends
+
 
 def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
     """Segment n belongs to token n.
@@ -14,7 +16,7 @@ def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor
         [B, S] int32 on score's device: token index per segment; -1 on padding and on rows that have no tokens, not as
         many segments as tokens, or a score on the way that is not finite.
     Raises:
-        ValueError: score is not 3-D.
+        ValueError: score is not 3-D, the lengths are not [B], or (checked on a CPU) a length is out of range.
     Source: KT-RL, arXiv 2203.03582; the treatment of impossible rows is ours.
     Examples:
         >>> one_to_one_align(torch.zeros(2, 3, 3), torch.tensor([2, 3]), torch.tensor([2, 1])).tolist()
@@ -22,6 +24,8 @@ def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor
     """
     if score.dim() != 3:
         raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
+    backends.check_lengths("seg_len", seg_len, score.shape[0], score.shape[1])
+    backends.check_lengths("text_len", text_len, score.shape[0], score.shape[2])
     seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
     token = torch.arange(score.shape[1], device=score.device)
     inside = token < text_len[:, None]
@@ -38,9 +42,6 @@ class OneToOneAligner(nn.Module):
         >>> OneToOneAligner()(torch.zeros(1, 2, 2), torch.tensor([2]), torch.tensor([2]))
         (tensor([[0, 1]], dtype=torch.int32), None)
     """
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(self, score: Tensor, seg_len: Tensor, text_len: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `MonotonicAligner.forward`."""

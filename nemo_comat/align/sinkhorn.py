@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from nemo_comat.kernels import backends
+
 
 @torch.no_grad()
 def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float = 0.05, iterations: int = 50) -> Tensor:
@@ -26,7 +28,8 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
         [B, S, N] float32, of sum 1; 0 on padding and on whole rows that have no segments, no tokens, or a cost that is
         not finite.
     Raises:
-        ValueError: cost is not 3-D, or epsilon or iterations is out of range.
+        ValueError: cost is not 3-D, the lengths are not [B], epsilon or iterations is out of range, or (checked on a
+            CPU) a length is.
     Source: arXiv 1306.0895.
     Examples:
         >>> sinkhorn(torch.zeros(1, 2, 3), torch.tensor([2]), torch.tensor([2])).tolist()
@@ -34,6 +37,8 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     """
     if cost.dim() != 3:
         raise ValueError(f"cost must be [B, S, N], got {tuple(cost.shape)}")
+    backends.check_lengths("seg_len", seg_len, cost.shape[0], cost.shape[1])
+    backends.check_lengths("text_len", text_len, cost.shape[0], cost.shape[2])
     if not epsilon > 0 or not iterations >= 1:
         raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
     seg_len, text_len = (x.to(cost.device)[:, None] for x in (seg_len, text_len))

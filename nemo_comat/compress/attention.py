@@ -4,33 +4,13 @@ Source: the "ATT" of KT-RL, arXiv 2203.03582. That the frames' positions are add
 impossible rows, are ours.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
-
-
-def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Position encodings: sin and cos of position / 10000^(2i / dim), interleaved.
-
-    Args:
-        length: number of positions.
-        dim: width D; an odd one ends on a sine.
-        device: where they are wanted.
-    Returns:
-        [length, D] float32.
-    Source: arXiv 1706.03762.
-    Examples:
-        >>> sinusoids(2, 4)[0].tolist(), round(sinusoids(2, 4)[1, 0].item(), 4)  # sin(1)
-        ([0.0, 1.0, 0.0, 1.0], 0.8415)
-    """
-    rate = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000) / dim))
-    angle = torch.arange(length, device=device)[:, None] * rate
-    return torch.stack((angle.sin(), angle.cos()), 2).flatten(1)[:, :dim]
+from nemo_comat.positions import sinusoids
 
 
 class AttentionCompressor(nn.Module):
@@ -99,8 +79,8 @@ class AttentionCompressor(nn.Module):
             its first one.
         """
         dtype = self.query.weight.dtype
-        query = self.query(sinusoids(n_tokens, hidden.shape[2], hidden.device).to(dtype))
-        key = hidden + sinusoids(hidden.shape[1], hidden.shape[2], hidden.device)
+        query = self.query(sinusoids(n_tokens, hidden.shape[2], device=hidden.device).to(dtype))
+        key = hidden + sinusoids(hidden.shape[1], hidden.shape[2], device=hidden.device)
         # a softmax over nothing would be NaN, in the gradient too
         first = torch.arange(hidden.shape[1], device=hidden.device) == 0
         padding = ~(inside | first)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nemo_comat.compress.segments import Compressed
-from nemo_comat.compress.viterbi import NEG_INF, ctc_viterbi, state_labels
+from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
+from nemo_comat.kernels.backends import NEG_INF
 
 Labels = Literal["greedy", "forced"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
@@ -194,7 +195,7 @@ class CTCCompressor(nn.Module):
 
     Args:
         blank: id of the blank.
-        labels, blanks, pool: as in `ctc_compress`.
+        labels, blanks, pool: as in `ctc_compress`, but that labels are forced where nothing is said.
     Examples:
         >>> CTCCompressor(blank=0)
         CTCCompressor(blank=0, labels='forced', blanks='drop', pool='avg')
@@ -203,6 +204,10 @@ class CTCCompressor(nn.Module):
     def __init__(self, blank: int, labels: Labels = "forced", blanks: Blanks = "drop", pool: Pool = "avg") -> None:
         super().__init__()
         self.options: dict[str, Any] = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
+
+    def set_blank(self, blank: int) -> None:
+        """Follows a recogniser whose vocabulary has changed: its blank's new id."""
+        self.options["blank"] = blank
 
     def forward(
         self,

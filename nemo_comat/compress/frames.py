@@ -35,9 +35,6 @@ class FrameCompressor(nn.Module):
         [[0, 1, -1]]
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(
         self,
         hidden: Tensor,

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, viterbi_cuda
-from nemo_comat.kernels.backends import Backend
-
-NEG_INF = float("-inf")
+from nemo_comat.kernels.backends import NEG_INF, Backend
 
 
 def ctc_viterbi(
@@ -96,7 +94,7 @@ def _check(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Te
 
 
 def _viterbi_torch(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
-    batch, frames, vocab = log_probs.shape
+    _, frames, vocab = log_probs.shape
     frame_len, targets, target_len = (x.to(log_probs.device, torch.int64) for x in (frame_len, targets, target_len))
     possible = (0 < frame_len) & (frame_len <= frames) & (0 <= target_len) & (target_len <= targets.shape[1])
     target_len = target_len.clamp(0, targets.shape[1])
@@ -114,18 +112,14 @@ def _forward(emission: Tensor, labels: Tensor, frame_len: Tensor, blank: int) ->
     skippable[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
     back = torch.zeros(frames, batch, states, dtype=torch.int8, device=emission.device)
     best = emission.new_full((batch, states), NEG_INF)
-    best[:, :2] = _nan_to_neg_inf(emission[:, 0, :2])
+    best[:, :2] = backends.nan_to_neg_inf(emission[:, 0, :2])
     for t in range(1, frames):
         one = nn.functional.pad(best, (1, 0), value=NEG_INF)[:, :states]
         two = nn.functional.pad(best, (2, 0), value=NEG_INF)[:, :states].masked_fill(~skippable, NEG_INF)
         # of equal values, max takes the first
         top, back[t] = torch.stack((best, one, two)).max(0)
-        best = torch.where((t < frame_len)[:, None], _nan_to_neg_inf(top + emission[:, t]), best)
+        best = torch.where((t < frame_len)[:, None], backends.nan_to_neg_inf(top + emission[:, t]), best)
     return best, back
-
-
-def _nan_to_neg_inf(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), NEG_INF, x)
 
 
 def _backward(best: Tensor, back: Tensor, frame_len: Tensor, target_len: Tensor, possible: Tensor) -> Tensor:

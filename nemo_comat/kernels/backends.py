@@ -25,6 +25,7 @@ Backend = Literal["auto", "cuda", "cpu", "torch"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ELEMENTS = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 HERE = Path(__file__).parent
+NEG_INF = float("-inf")
 
 
 def check(backend: str) -> None:
@@ -37,6 +38,16 @@ def check(backend: str) -> None:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+
+
+def nan_to_neg_inf(x: Tensor) -> Tensor:
+    """-inf in the place of NaN, so that no path goes there.
+
+    Examples:
+        >>> nan_to_neg_inf(torch.tensor([float("nan"), 1.0]))
+        tensor([-inf, 1.])
+    """
+    return torch.where(x.isnan(), NEG_INF, x)
 
 
 def is_integer(tensor: Tensor) -> bool:

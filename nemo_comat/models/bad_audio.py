@@ -15,6 +15,10 @@ def silence_bad_audio(batch: Any) -> tuple[Any, Tensor]:
     One such row makes NeMo's loss NaN, and by it all weights and the statistics of batch norm. Nothing here waits for
     the device.
 
+    Args:
+        batch: signal [B, samples, …], signal_len [B], transcript [B, U] and transcript_len [B]; or DALI's, which stays.
+    Returns:
+        the batch, and [B] bool, True = bad.
     Examples:
         >>> batch = torch.tensor([[0.5], [float("nan")]]), torch.tensor([1, 1]), torch.zeros(2, 1), torch.tensor([1, 1])
         >>> (signal, _, _, transcript_len), bad = silence_bad_audio(batch)

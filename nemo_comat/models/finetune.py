@@ -21,7 +21,7 @@ from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.models.saving import begin_anew, refuse_other_feedback
 
-# a class of NeMo's, and ours for files of it; the first that fits is taken
+# a class of NeMo's, and ours for files of it
 CLASSES = {
     EncDecHybridRNNTCTCBPEModel: ComatHybridRNNTCTCModelBPE,
     EncDecCTCModelBPE: ComatCTCModelBPE,
@@ -209,6 +209,8 @@ def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
 def class_for(target: str, path: str) -> type[ComatMixin]:
     """Class of ours for a file whose config names a target class; a descendant of one of ours is itself.
 
+    Raises:
+        ConfigError: COMAT trains no such class.
     Examples:
         >>> class_for("nemo.collections.asr.models.EncDecCTCModel", "m.nemo").__name__
         'ComatCTCModel'

@@ -7,15 +7,13 @@ from nemo_comat.config import ConfigError
 
 
 def check_interctc(cfg: DictConfig, encoder: nn.Module) -> None:
-    """NeMo finds out at the end of the first step, and then does not say which layers there are.
+    """Raises where InterCTC names a layer that the encoder lacks; NeMo says so only after the first step.
 
     Args:
         cfg: the model's config.
         encoder: its encoder; one whose layers cannot be counted is left to NeMo.
-
     Raises:
         ConfigError: `interctc.apply_at_layers` names a layer that the encoder does not have.
-
     Examples:
         >>> from omegaconf import OmegaConf
         >>> from torch import nn

@@ -238,9 +238,6 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         """A batch of which some rows may have been silenced, for NeMo's own step."""
         return batch
 
-    def _teacher_output(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> TeacherOutput:
-        return self._pending(transcript, transcript_len, samples).result()
-
     def _pending(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> Pending:
         """What was started for this batch; where no trainer moved it to the device, it is started now."""
         (of, started), self._started = self._started or (None, None), None
@@ -338,9 +335,11 @@ def _complete(cfg: DictConfig, ctc_config: Callable[[DictConfig], DictConfig]) -
         return None
     block = read_comat_config(cfg.comat)
     teacher = build_teacher(**teacher_arguments(block.teacher, block.transfer)) if block.weight > 0 else None
-    reduction = ctc_config(cfg).get("ctc_reduction", "mean_batch")
+    where = ctc_config(cfg)
+    reduction = where.get("ctc_reduction", "mean_batch")
     if (teacher is not None or block.consistency_weight) and reduction not in REDUCTIONS:
-        raise ConfigError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+        key = "model.ctc_reduction" if where is cfg else "model.aux_ctc.ctc_reduction"
+        raise ConfigError(f"{key} must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
     # a file's block is complete: opening it needs no teacher
     if teacher is not None and block.projection.dim is None:
         block.projection.dim = teacher.dim

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nemo_comat.config import ConfigError
 from nemo_comat.models.reference import manifest_text, manifest_texts, name_samples, reader_of, reference_text
+from nemo_comat.teacher import CachedTeacher
 from nemo_comat.transfer import VectorStatistics, vector_statistics
 
 # texts that are embedded in one batch
@@ -25,7 +26,7 @@ def keep_statistics(model: Any) -> None:
     Raises:
         ConfigError: the teacher has no vector of any training text.
     """
-    source = vectors_source(getattr(model._teacher, "teacher", model._teacher).description)
+    source = vectors_source(model._teacher.description)
     if not model.comat.normalize.lacks(source):
         return
     if model.comat.normalize.number:
@@ -34,7 +35,7 @@ def keep_statistics(model: Any) -> None:
     # data order, dropout and augmentation stay those of a run without this
     with isolate_rng():
         # on each rank: some of NeMo's readers wait for the others' when they are made
-        loader = None if hasattr(model._teacher, "cache") else _loader_of_texts(model)
+        loader = None if isinstance(model._teacher, CachedTeacher) else _loader_of_texts(model)
         found, error = _take(model, most, loader) if model.global_rank == 0 else (None, None)
     # the other ranks wait here, so they are told of an error too
     found, said = model.trainer.strategy.broadcast((found, error and str(error)))
@@ -77,7 +78,7 @@ def vectors_source(description: Mapping[str, Any]) -> int:
 def _vectors(model: Any, most: int, loader: Any) -> Iterator[Tensor]:
     """Vectors [n, Dp] of training texts: the cache's where there is one, else of texts that are embedded now."""
     teacher = model._teacher
-    if hasattr(teacher, "cache"):
+    if isinstance(teacher, CachedTeacher):
         yield from teacher.cache.sample(most)
         return
     batch: list[str] = []

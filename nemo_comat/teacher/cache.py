@@ -61,6 +61,11 @@ class CachedTeacher:
         """As `Teacher.unknown_id`."""
         return self.teacher.unknown_id
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """As `Teacher.description`."""
+        return self.teacher.description
+
     def tokens(self, text: str) -> list[str]:
         """As `Teacher.tokens`."""
         return self.teacher.tokens(text)

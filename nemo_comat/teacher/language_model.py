@@ -92,6 +92,11 @@ class Teacher:
         top_k: int | None = None,
         mask: bool = False,
     ) -> None:
+        for key, given, choices in (("dtype", dtype, DTYPES), ("units", units, UNITS)):
+            if given not in choices:
+                raise ValueError(f"{key} must be one of {', '.join(choices)}; got {given!r}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be 1 or more, or None; got {max_length}")
         if top_k and units == "word":
             raise ValueError(f"top_k={top_k} is of tokens, and units of words have none; set units='token'")
         self.name = name

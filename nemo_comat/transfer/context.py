@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_comat.positions import sinusoids
+
 
 class Context(nn.Module):
     """segments + a linear layer of a bidirectional transformer over them, a share of the segments masked in training.
@@ -62,7 +64,7 @@ class Context(nn.Module):
         # attention to nothing at all is NaN: a row of nothing usable attends to its first place
         hidden = ~usable
         hidden[:, 0] &= usable.any(1)
-        read = self.norm(segments) + positions(*segments.shape[1:], device=segments.device).to(dtype)
+        read = self.norm(segments) + sinusoids(*segments.shape[1:], device=segments.device).to(dtype)
         context = self.head(self.encoder(read, src_key_padding_mask=hidden))
         return torch.where(usable[..., None], segments + context, 0).float()[:, :given]
 
@@ -82,20 +84,3 @@ def segment_mask(valid: Tensor, share: float, seed: int) -> Tensor:
     # place by place, so that padding draws last
     drawn = torch.rand(valid.shape[::-1], generator=generator, device=valid.device).T
     return valid & (drawn < share)
-
-
-def positions(length: int, dim: int, *, device: torch.device | None = None) -> Tensor:
-    """Sinusoids: sin(s * w) at even places and cos(s * w) at odd ones, w = 10000 ** -(2 * (place // 2) / dim).
-
-    Args:
-        length: number of positions S. dim: width. device: torch.device.
-    Returns:
-        [S, dim] float32.
-    Examples:
-        >>> positions(2, 2)
-        tensor([[0.0000, 1.0000],
-                [0.8415, 0.5403]])
-    """
-    place = torch.arange(dim, device=device)
-    angle = torch.arange(length, device=device)[:, None] * 10000.0 ** (-2 * (place // 2) / dim)
-    return torch.where(place % 2 == 0, angle.sin(), angle.cos())

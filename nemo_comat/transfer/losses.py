@@ -168,7 +168,7 @@ def reduce_rows(loss: Tensor, text_len: Tensor, reduction: Reduction = "mean_bat
         [4.0, 2.0, 2.0, 8.0]
     """
     if reduction not in REDUCTIONS:
-        raise ValueError(f"model.ctc_reduction must be one of {', '.join(REDUCTIONS)} with COMAT; got {reduction!r}")
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean_volume":

@@ -113,6 +113,7 @@ class _LogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, table: Tensor, out: Tensor, temperature: float, dtype: torch.dtype
     ) -> Tensor:
+        """[B, N] as `log_sum_exp`; keeps the mean row under the softmax, which is the gradient."""
         flat = student.detach().flatten(0, -2)
         if not len(table):
             ctx.save_for_backward(torch.zeros_like(student))
@@ -135,6 +136,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The student's gradient; raises RuntimeError where a second one is asked for."""
         if torch.is_grad_enabled():  # by create_graph
             raise RuntimeError("the losses classify and distribution have no second derivative; drop create_graph=True")
         (mean,) = ctx.saved_tensors

@@ -127,15 +127,19 @@ def test_causal_teacher_without_padding_or_special_tokens(tmp_path):
 
 @pytest.mark.parametrize("top_k", [None, 3])
 @pytest.mark.parametrize("family", ["fnet", "convbert"])
-def test_a_model_that_reads_padding_reads_texts_of_one_length_at_a_time(family, top_k, tmp_path):
+def test_a_model_that_reads_padding_reads_texts_of_one_length_at_a_time(family, top_k, tmp_path, monkeypatch):
     torch.manual_seed(0)
     small = dict(initializer_range=0.5, pad_token_id=1, embedding_size=16, conv_kernel_size=3)
     config = AutoConfig.for_model(family, **SMALL, **small)
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    teacher = Teacher(str(tmp_path), layers=-1, top_k=top_k)
+    teacher, lengths = Teacher(str(tmp_path), layers=-1, top_k=top_k), []
     texts = ["the dog runs", "a cat", "", "the cat sleeps", "a dog runs the cat"]
+    _ = teacher._pads
+    states = teacher._states
+    monkeypatch.setattr(teacher, "_states", lambda *a: lengths.append(a[1].shape) or states(*a))
     together = teacher.embed(texts, torch.device("cpu"))
+    assert sorted(lengths) == [(1, 4), (1, 7), (2, 5)]
     for text, row in zip(texts, together):
         (one,) = teacher.embed([text], torch.device("cpu"))
         torch.testing.assert_close(row.vectors, one.vectors, atol=1e-5, rtol=1e-4)

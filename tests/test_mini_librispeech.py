@@ -474,6 +474,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     before = (folder / "history.jsonl").read_text()
     go("parts")
     assert (folder / "history.jsonl").read_text() == before  # finished: nothing is done again
+    # stopped between its last step and the last word on it
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({key: run[key] for key in run if key not in ("steps", "finished")}))
+    go("parts")
     run = json.loads((folder / "run.json").read_text())
     assert run["steps"] == 4 and run["finished"] and list(run["data"]) == list(arms.digests(data))
     with pytest.raises(ValueError, match="holds a run of other settings"):
@@ -530,15 +534,38 @@ def test_the_time_of_a_step_is_the_sum_of_its_parts(data):
 
 
 def test_a_run_out_of_time_is_not_finished(data, tmp_path):
-    overrides = ["trainer.max_epochs=1000", "trainer.check_val_every_n_epoch=1000", "+trainer.max_time=00:00:00:01"]
-    folder = train.train("ctc", "ctc", 1, data, tmp_path, "cpu", [*TINY, *overrides])
-    assert "finished" not in json.loads((folder / "run.json").read_text())
+    def go(*overrides):
+        schedule = ["trainer.max_epochs=1000", "trainer.check_val_every_n_epoch=1000"]
+        return train.train("ctc", "ctc", 1, data, tmp_path, "cpu", [*TINY, *schedule, *overrides])
+
+    with pytest.raises(ValueError, match=r"give \+exp_manager.max_time_per_run"):
+        go("+trainer.max_time=00:00:00:01")
+    steps = []
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match=r"ran out of its time at step \d+; the same command goes on") as error:
+            go("+exp_manager.max_time_per_run=00:00:00:01")
+        steps.append(int(str(error.value).split("step ")[1].split(";")[0]))
+        assert "finished" not in json.loads((tmp_path / "ctc" / "seed1" / "run.json").read_text())
+    assert 0 < steps[0] < steps[1]
+
+
+def test_data_are_known_by_what_they_say(data, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    text = (moved / "train.json").read_text()
+    (moved / "train.json").write_text(text.replace(str(data.parent), "/elsewhere"))
+    assert arms.digests(moved) == arms.digests(data)
+    (moved / "train.json").write_text(text.replace('"text": "', '"text": "other '))
+    assert {name for name, digest in arms.digests(moved).items() if digest != arms.digests(data)[name]} == {
+        "train.json"
+    }
 
 
 def test_where_all_parts_of_a_run_were_trained_is_said():
     first, second = {"commit": "a", "device": "CPU"}, {"commit": "b", "device": "CPU"}
     assert train.joined({}, first) == first
-    assert train.joined({"arm": "ctc", **first}, second) == {"commit": "a, b", "device": "CPU"}
+    both = train.joined({"arm": "ctc", **first}, second)
+    assert both == {"commit": "a; b", "device": "CPU"} and train.joined(both, second) == both
 
 
 def check_ngram(tmp_path, folder, data):

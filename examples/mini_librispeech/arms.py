@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
-from records import checkpoint_of
+from records import checkpoint_of, json_lines
 
 import nemo_comat
 
@@ -89,10 +89,15 @@ def settings(arm, seed, data, folder, scale, extra=(), start=None):
 
 
 def digests(data):
-    """What tells the data of a folder that prepare.py wrote from others': a digest of each file, by name."""
-    names = ("train.json", "dev.json", "tokenizer/tokenizer.model")
-    files = {name: data / name for name in names if (data / name).is_file()}
-    return {name: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for name, file in files.items()}
+    """What tells the data of a folder that prepare.py wrote from others', wherever they lie: a digest by file name."""
+    found = {}
+    for name in ("train.json", "dev.json"):
+        rows = json_lines((data / name).read_text(encoding="utf-8")) if (data / name).is_file() else []
+        rows = [{key: value for key, value in row.items() if key != "audio_filepath"} for row in rows]
+        found[name] = json.dumps(rows).encode()
+    tokenizer = data / "tokenizer" / "tokenizer.model"
+    found[tokenizer.name] = tokenizer.read_bytes() if tokenizer.is_file() else b""
+    return {name: hashlib.blake2b(content, digest_size=8).hexdigest() for name, content in found.items()}
 
 
 def recorded(folder, asked):

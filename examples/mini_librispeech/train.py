@@ -64,7 +64,7 @@ class History(pl.Callback):
     def __init__(self, file, seed):
         self.file, self.seed = file, seed
         self.seconds, self.last, self.active = [], None, []
-        self.steps, self.timed_out = 0, False
+        self.steps, self.timed_out = None, False
 
     def on_train_epoch_start(self, trainer, model):
         """Seeds the epoch."""
@@ -81,7 +81,7 @@ class History(pl.Callback):
         if active is not None:
             self.active.append(active.detach())
 
-    def on_train_end(self, trainer, model):
+    def on_train_end(self, trainer, model=None):
         """Keeps how far the run came: NeMo goes back to the best checkpoint after this."""
         self.steps, epochs = trainer.global_step, trainer.max_epochs or -1
         whole = 0 <= epochs <= trainer.current_epoch or 0 <= trainer.max_steps <= self.steps
@@ -129,13 +129,13 @@ def surroundings():
 
 
 def joined(before, here):
-    """Where all parts of a run were trained: values of `surroundings`, with a comma between those that differ.
+    """Where all parts of a run were trained: values of `surroundings`, with "; " between those that differ.
 
     Args:
         before: run.json of the parts that were trained before, or an empty dict. here: of this part.
     """
-    parts = {key: [*filter(None, [before.get(key)]), value] for key, value in here.items()}
-    return {key: ", ".join(dict.fromkeys(values)) for key, values in parts.items()}
+    parts = {key: [*filter(None, before.get(key, "").split("; ")), value] for key, value in here.items()}
+    return {key: "; ".join(dict.fromkeys(values)) for key, values in parts.items()}
 
 
 @contextmanager
@@ -182,6 +182,7 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
     Raises:
         FileNotFoundError: there is no finished run in start.
         ConfigError: the folder holds a run of other settings. BlockingIOError: another process trains it.
+        TimeoutError: as in `fit`.
     """
     folder = run_folder(out, name, seed)
     cfg, asked = settings(arm, seed, data, folder, scale, extra, start)
@@ -193,7 +194,14 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
 
 
 def fit(cfg, run, folder):
-    """Trains what `settings` described, from its last checkpoint on; run: what run.json is to say."""
+    """Trains what `settings` described, from its last checkpoint on; run: what run.json is to say.
+
+    Raises:
+        TimeoutError: `exp_manager.max_time_per_run` was over before the schedule.
+        ConfigError: `trainer.max_time` is given, which would be over in the next part of the run too.
+    """
+    if cfg.trainer.get("max_time") is not None:
+        raise ConfigError("trainer.max_time is of all parts of a run; give +exp_manager.max_time_per_run=DD:HH:MM:SS.")
     write_settings(folder / "run.json", run)
     pl.seed_everything(run["seed"])
     history = History(folder / "history.jsonl", run["seed"])
@@ -203,9 +211,13 @@ def fit(cfg, run, folder):
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
     pl.seed_everything(1000 * run["seed"])
     trainer.fit(model)
+    if history.steps is None:
+        # left out where nothing is left to train, and where NeMo's own timer ends the run
+        history.on_train_end(trainer)
     if history.timed_out:
-        logging.warning(f"{folder} ran out of its time at step {history.steps}; the same command goes on from there.")
-        return
+        raise TimeoutError(
+            f"{folder} ran out of its time at step {history.steps}; the same command goes on from there."
+        )
     write_settings(folder / "run.json", {**run, "steps": history.steps, "finished": True})
 
 

@@ -154,8 +154,9 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         """As NeMo's, with the config that `read_config` joins where the caller overrides none."""
         if override_config_path is None:
             override_config_path = self.read_config(restore_path)
-            # NeMo makes the calling class where it descends from the target, and refuses targets that are not NeMo's
-            # or ours; so a class of the user's own needs no leave to read its own files
+        # NeMo makes the calling class where it descends from the target, and refuses targets that are not NeMo's or
+        # ours; so a class of the user's own needs no leave to read its own files
+        if isinstance(override_config_path, DictConfig):
             if override_config_path.get("target") == f"{calling_cls.__module__}.{calling_cls.__name__}":
                 override_config_path.target = nemo_target(override_config_path.target)
         return super().load_config_and_state_dict(calling_cls, restore_path, override_config_path, *args, **kwargs)

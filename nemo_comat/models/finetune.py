@@ -5,7 +5,6 @@ The keys are those of NeMo's own scripts for fine-tuning and for adapters.
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -14,6 +13,7 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModel
 from nemo.core.classes import ModelPT
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
 from nemo.utils import logging
+from nemo.utils.model_utils import import_class_by_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
@@ -84,8 +84,7 @@ def check_start(cfg: DictConfig) -> None:
         )
     if not isinstance(file or name, str):
         raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
-    # NeMo reads URLs of storage too
-    if file is not None and "://" not in file and not os.path.exists(os.path.expanduser(file)):
+    if file is not None and not os.path.exists(os.path.expanduser(file)):
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
     tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
     check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
@@ -207,7 +206,7 @@ def find_file(cfg: DictConfig) -> tuple[str, FinetuneConnector]:
 
 
 def class_for(target: str, path: str) -> type[ComatMixin]:
-    """Class of ours for a file whose config names a target class; a descendant of one of ours is itself.
+    """Class of ours for a file whose config names a target class, which is imported; a descendant of ours is itself.
 
     Raises:
         ConfigError: COMAT trains no such class.
@@ -215,18 +214,18 @@ def class_for(target: str, path: str) -> type[ComatMixin]:
         >>> class_for("nemo.collections.asr.models.EncDecCTCModel", "m.nemo").__name__
         'ComatCTCModel'
     """
-    found = None
-    with suppress(Exception):  # of importing it
-        found = get_class(target)
+    found, why = None, ""
+    try:
+        found = import_class_by_path(target)
+    except Exception as error:  # of the user's own module
+        why = f", which cannot be imported ({error})"
     if isinstance(found, type) and issubclass(found, ComatMixin):
         return found
     # NeMo would make a descendant of its classes what it is, without COMAT
     if found in CLASSES:
         return CLASSES[found]
-    raise ConfigError(
-        f"{path} holds a {target}; COMAT trains {', '.join(cls.__name__ for cls in CLASSES)}, and descendants of its "
-        "own classes."
-    )
+    trained = ", ".join(cls.__name__ for cls in CLASSES)
+    raise ConfigError(f"{path} holds a {target}{why}; COMAT trains {trained}, and descendants of its own classes.")
 
 
 def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:

@@ -119,8 +119,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As Lightning's; the teacher is started on a training batch's texts while they are still on the host."""
         started = None
-        # parts may be frozen, and the model itself in evaluation
-        training = self.training if self._trainer is None else self._trainer.training
+        # where parts are frozen, the model itself may be in evaluation
+        training = self.training or (self._trainer is not None and self._trainer.training)
         if self.comat is not None and training and isinstance(batch, (tuple, list)):
             transcript, transcript_len = batch[2:4]
             texts = self._reference_texts(*batch[2:])

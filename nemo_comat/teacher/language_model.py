@@ -474,13 +474,12 @@ class Teacher:
         self._decide_dtype(device)
         kept, ids, too_long = self._token_ids(texts)
         used = [i for i, row in enumerate(kept) if row]
-        packed = torch.zeros(0, self.dim, device=device)
-        if used:
-            by_length = (list(run) for _, run in groupby(used, lambda i: len(ids[i])))
-            runs = [used] if self._pads else list(by_length)
-            packed = torch.cat([self._packed([ids[i] for i in run], [kept[i] for i in run], device) for run in runs])
-        # clones, so that a row which is dropped later gives its memory back
-        vectors = [rows.clone() for rows in packed.split([len(row) for row in kept])]
+        vectors = [torch.zeros(0, self.dim, device=device) for _ in kept]
+        for run in self._runs(used, ids) if used else []:
+            packed = self._packed([ids[i] for i in run], [kept[i] for i in run], device)
+            for i, rows in zip(run, packed.split([len(kept[i]) for i in run])):
+                # a clone, so that a row which is dropped later gives its memory back
+                vectors[i] = rows.clone()
         token_ids = [row[places] for row, places in zip(ids, kept)]
         if self.units == "word":
             words = [index if row else [] for index, row in zip(self._reader.word_indices(texts), kept)]
@@ -491,6 +490,13 @@ class Teacher:
             Embedded(v, number, long, sum(x.nbytes for x in (v, *(p or ()))) + len(text), p)
             for v, number, long, text, p in zip(vectors, token_ids, too_long, texts, predicted)
         ]
+
+    def _runs(self, used: Sequence[int], ids: Sequence[Tensor]) -> list[list[int]]:
+        """Which texts share a batch: all, or those of one length."""
+        if self._pads:
+            return [list(used)]
+        by_length = groupby(sorted(used, key=lambda i: len(ids[i])), key=lambda i: len(ids[i]))
+        return [list(run) for _, run in by_length]
 
     def _packed(self, ids: Sequence[Tensor], kept: Sequence[list[int]], device: torch.device) -> Tensor:
         """Hidden states [sum of kept, Dp] of the kept places of texts, in one batch."""
@@ -547,8 +553,11 @@ class Teacher:
 
         def read(ids: Tensor, attention: Tensor) -> list[Tensor]:
             """All that is taken of texts."""
-            head = [self._head(input_ids=ids, attention_mask=attention).logits] if self.top_k else []
-            return [*self._states(self.model, ids, attention), *head]
+            states = self._states(self.model, ids, attention)
+            if not self.top_k:
+                return states
+            with self._as_teacher_error(self._head, "a short text", "logits"):
+                return [*states, self._head(input_ids=ids, attention_mask=attention).logits]
 
         if not reads_padding(read, ids, self._padding, self._weights_dtype):
             return True

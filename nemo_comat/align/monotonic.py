@@ -50,8 +50,7 @@ def _check(score: Tensor, seg_len: Tensor, text_len: Tensor, backend: str) -> No
     backends.check(backend)
     if score.dim() != 3 or not score.is_floating_point():
         raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
-    backends.check_lengths("seg_len", seg_len, score.shape[0], score.shape[1])
-    backends.check_lengths("text_len", text_len, score.shape[0], score.shape[2])
+    backends.check_both_lengths(score.shape, seg_len, text_len)
 
 
 def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor
     """
     if score.dim() != 3:
         raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
-    backends.check_lengths("seg_len", seg_len, score.shape[0], score.shape[1])
-    backends.check_lengths("text_len", text_len, score.shape[0], score.shape[2])
+    backends.check_both_lengths(score.shape, seg_len, text_len)
     seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
     token = torch.arange(score.shape[1], device=score.device)
     inside = token < text_len[:, None]

@@ -37,8 +37,7 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     """
     if cost.dim() != 3:
         raise ValueError(f"cost must be [B, S, N], got {tuple(cost.shape)}")
-    backends.check_lengths("seg_len", seg_len, cost.shape[0], cost.shape[1])
-    backends.check_lengths("text_len", text_len, cost.shape[0], cost.shape[2])
+    backends.check_both_lengths(cost.shape, seg_len, text_len)
     if not epsilon > 0 or not iterations >= 1:
         raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
     seg_len, text_len = (x.to(cost.device)[:, None] for x in (seg_len, text_len))

@@ -79,6 +79,22 @@ def check_lengths(name: str, length: Tensor, batch: int, limit: int) -> None:
         raise ValueError(f"{name} must lie in 0..{limit}, got {length.tolist()}")
 
 
+def check_both_lengths(shape: torch.Size, seg_len: Tensor, text_len: Tensor) -> None:
+    """`check_lengths` of the segments and the tokens of a score.
+
+    Args:
+        shape: [B, S, N] of the score. seg_len, text_len: of its segments and tokens.
+    Raises:
+        ValueError: as `check_lengths`.
+    Examples:
+        >>> check_both_lengths(torch.Size([1, 3, 2]), torch.tensor([3]), torch.tensor([3]))
+        Traceback (most recent call last):
+        ValueError: text_len must lie in 0..2, got [3]
+    """
+    for name, length, limit in (("seg_len", seg_len, shape[1]), ("text_len", text_len, shape[2])):
+        check_lengths(name, length, shape[0], limit)
+
+
 def choose(backend: Backend, device: torch.device, *, function: str, tensor: str) -> Literal["cuda", "cpu", "torch"]:
     """The backend that computes.
 

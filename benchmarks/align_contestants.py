@@ -11,6 +11,7 @@ import torch
 
 from nemo_comat import monotonic_align
 from nemo_comat.kernels import backends
+from nemo_comat.lengths import length_mask
 
 CODE = Path(__file__).parent / "mas_avx2.cpp"
 
@@ -85,8 +86,8 @@ def avx2():
 def text_first(score, seg_len, text_len):
     """[B, N, S] scores and mask, as the Glow-TTS family wants them."""
     value = score.float().transpose(1, 2).contiguous()
-    frames = torch.arange(value.shape[2], device=value.device) < seg_len[:, None]
-    tokens = torch.arange(value.shape[1], device=value.device) < text_len[:, None]
+    frames = length_mask(seg_len, value.shape[2])
+    tokens = length_mask(text_len, value.shape[1])
     return value, (tokens[:, :, None] & frames[:, None]).float()
 
 

@@ -8,6 +8,7 @@ from machine import clock
 
 from nemo_comat import CompressAlignTransfer, cosine_score, ctc_viterbi, token_average
 from nemo_comat.compress import pool_segments, run_segments
+from nemo_comat.lengths import length_mask
 from nemo_comat.models.captured import captured
 from nemo_comat.teacher import TeacherOutput
 from nemo_comat.transfer import VOCABULARY_LOSSES
@@ -71,7 +72,7 @@ def time_parts(model, teachers, batch, texts, device, autocast):
         student, seconds["context"] = timed(device, lambda: comat.context(student, compressed.seg_len))
 
     def transfer():
-        inside = torch.arange(score.shape[2], device=device) < embedded.text_len[:, None]
+        inside = length_mask(embedded.text_len, score.shape[2], device=device)
         mask = inside & (path >= 0).any(1)[:, None]
         average = token_average(student, path, score.shape[2])
         more = dict(table=embedded.table, predicted=embedded.predicted)

@@ -11,7 +11,10 @@ import nemo_comat
 
 ROOT = Path(nemo_comat.__file__).parent
 FILES = [
-    *(ROOT / f"{name}.py" for name in ("config", "comat", "output", "lazy", "command", "positions", "waiting")),
+    *(
+        ROOT / f"{name}.py"
+        for name in ("config", "comat", "output", "lazy", "command", "lengths", "positions", "waiting")
+    ),
     *(file for file in sorted(ROOT.glob("*/*.py")) if file.parent.name != "shipped"),
 ]
 # they read so much of a whole model that an example would be longer than they are

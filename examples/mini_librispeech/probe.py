@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nemo_comat import Teacher, ctc_compress, token_average
+from nemo_comat.lengths import length_mask
 from nemo_comat.models.captured import captured
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence
@@ -73,7 +74,7 @@ def collect(model, teachers, batches):
         n_tokens = int(kept.max())
         cut = {n: ctc_compress(seen[n], frame_len, log_probs, **options) for n in layers}
         whole = next(iter(cut.values())).seg_len == target_len
-        inside = (torch.arange(n_tokens) < kept[:, None]) & whole[:, None]
+        inside = length_mask(kept, n_tokens) & whole[:, None]
         for n in layers:
             speech[n].append(token_average(cut[n].segments, path, n_tokens)[inside])
         for n in teachers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, mas_cuda
 from nemo_comat.kernels.backends import NEG_INF, Backend
+from nemo_comat.lengths import length_mask
 
 
 def monotonic_align(score: Tensor, seg_len: Tensor, text_len: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -145,7 +146,7 @@ def segment_log_softmax(score: Tensor, seg_len: Tensor, *, temperature: float = 
         >>> [round(x, 3) for x in share.flatten().tolist()]  # e^3, e^1 and no valid segment
         [0.881, 0.119, 0.0]
     """
-    inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
+    inside = length_mask(seg_len, score.shape[1], device=score.device)
     score = score.float() / temperature
     counted = score.masked_fill(~inside[..., None] | score.isnan(), NEG_INF)
     return torch.where(score.isnan(), score, counted.log_softmax(1))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from nemo_comat.kernels import backends
+from nemo_comat.lengths import length_mask
 
 
 @torch.no_grad()
@@ -40,10 +41,9 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     backends.check_both_lengths(cost.shape, seg_len, text_len)
     if not epsilon > 0 or not iterations >= 1:
         raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
+    is_seg = length_mask(seg_len, cost.shape[1], device=cost.device)
+    is_token = length_mask(text_len, cost.shape[2], device=cost.device)
     seg_len, text_len = (x.to(cost.device)[:, None] for x in (seg_len, text_len))
-    is_seg, is_token = (
-        torch.arange(size, device=cost.device) < length for size, length in zip(cost.shape[1:], (seg_len, text_len))
-    )
     inside = is_seg[:, :, None] & is_token[:, None, :]
     cost = torch.where(inside, cost.float(), 0)
     usable = cost.isfinite().all(2).all(1, keepdim=True) & (seg_len > 0) & (text_len > 0)
@@ -96,7 +96,7 @@ class SinkhornAligner(nn.Module):
     def forward(self, score: Tensor, seg_len: Tensor, text_len: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `MonotonicAligner.forward`; the plan is soft, and the path its largest token for each segment."""
         plan = sinkhorn(1 - score, seg_len, text_len, **self.options)
-        inside = torch.arange(score.shape[1], device=score.device) < seg_len.to(score.device)[:, None]
+        inside = length_mask(seg_len, score.shape[1], device=score.device)
         planned = plan.sum((1, 2)) > 0
         largest = (plan if score.shape[2] else pad(plan, (0, 1))).argmax(2)  # of no tokens there is no largest
         return torch.where(inside & planned[:, None], largest, -1).int(), plan

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nemo_comat.lengths import length_mask
+
 
 def segment_words(seg_label: Tensor, target_word: Tensor, blank: int) -> Tensor:
     """The word of each segment of a forced CTC path; a blank's is that of the label before it.
@@ -54,6 +56,6 @@ def within_words(
 
 def _per_word(word: Tensor, length: Tensor, words: int) -> Tensor:
     """How many of a row's entries each word has, and in a last column those of words beyond: [B, words + 1]."""
-    inside = torch.arange(word.shape[1], device=word.device) < length[:, None]
+    inside = length_mask(length, word.shape[1])
     count = torch.zeros(len(word), words + 1, dtype=torch.int64, device=word.device)
     return count.scatter_add(1, word.clamp(0, words), inside.long())

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
+from nemo_comat.lengths import length_mask
 from nemo_comat.positions import sinusoids
 
 
@@ -58,7 +59,7 @@ class AttentionCompressor(nn.Module):
         """
         hidden, inside, usable = usable_frames(hidden, frame_len)
         segments, attended = self.attend(hidden, inside, n_tokens)
-        kept = torch.arange(n_tokens, device=hidden.device) < torch.where(usable, text_len, 0)[:, None]
+        kept = length_mask(torch.where(usable, text_len, 0), n_tokens)
         attended = attended.detach().masked_fill(~kept[..., None], -1)
         seg_of_frame = (attended if n_tokens else pad(attended, (0, 0, 0, 1))).argmax(1)
         return Compressed(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nemo_comat.compress.frames import usable_frames
 from nemo_comat.compress.segments import Compressed
+from nemo_comat.lengths import length_mask
 
 
 def cif_weights(log_weight: Tensor, frame_len: Tensor, text_len: Tensor, n_tokens: int) -> Tensor:
@@ -36,7 +37,7 @@ def cif_weights(log_weight: Tensor, frame_len: Tensor, text_len: Tensor, n_token
     """
     if log_weight.dim() != 2:
         raise ValueError(f"log_weight must be [B, T], got {tuple(log_weight.shape)}")
-    inside = _inside(log_weight, frame_len)
+    inside = length_mask(frame_len, log_weight.shape[1], device=log_weight.device)
     log_weight = log_weight.float().masked_fill(~inside, torch.finfo(torch.float32).min)
     end = torch.where(inside, log_weight.softmax(1), 0).cumsum(1)
     # divided by its own last value, so that the last boundary is text_len and no segment is short of mass
@@ -61,12 +62,9 @@ def quantity_loss(log_weight: Tensor, frame_len: Tensor, text_len: Tensor) -> Te
         >>> quantity_loss(torch.tensor([[0.5, 0.5, 0.25]]).log(), torch.tensor([3]), torch.tensor([3])).tolist()
         [1.75]
     """
-    weight = torch.where(_inside(log_weight, frame_len), log_weight.float().exp(), 0)
+    inside = length_mask(frame_len, log_weight.shape[1], device=log_weight.device)
+    weight = torch.where(inside, log_weight.float().exp(), 0)
     return (weight.sum(1) - text_len.to(weight.device)).abs()
-
-
-def _inside(log_weight: Tensor, frame_len: Tensor) -> Tensor:
-    return torch.arange(log_weight.shape[1], device=log_weight.device) < frame_len.to(log_weight.device)[:, None]
 
 
 class CIFCompressor(nn.Module):

@@ -14,6 +14,7 @@ from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
 from nemo_comat.kernels.backends import NEG_INF
+from nemo_comat.lengths import length_mask
 
 Labels = Literal["greedy", "forced"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
@@ -46,7 +47,7 @@ def run_segments(
     """
     if blanks not in BLANKS:
         raise ValueError(f"blanks must be one of {', '.join(BLANKS)}; got {blanks!r}")
-    inside = torch.arange(labels.shape[1], device=labels.device) < frame_len.to(labels.device)[:, None]
+    inside = length_mask(frame_len, labels.shape[1], device=labels.device)
     kept = inside & (labels >= 0)
     if blanks == "drop":
         kept = kept & ~is_blank

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_comat.compress.segments import Compressed
+from nemo_comat.lengths import length_mask
 
 
 def usable_frames(hidden: Tensor, frame_len: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +22,7 @@ def usable_frames(hidden: Tensor, frame_len: Tensor) -> tuple[Tensor, Tensor, Te
         >>> hidden.flatten(1).tolist(), inside.tolist(), usable.tolist()
         ([[1.0, 0.0], [0.0, 0.0]], [[True, False], [True, True]], [True, False])
     """
-    inside = torch.arange(hidden.shape[1], device=hidden.device) < frame_len.to(hidden.device)[:, None]
+    inside = length_mask(frame_len, hidden.shape[1], device=hidden.device)
     usable = (hidden.isfinite().all(2) | ~inside).all(1) & inside.any(1)
     return torch.where((inside & usable[:, None])[..., None], hidden, 0), inside, usable
 
@@ -56,7 +57,7 @@ class FrameCompressor(nn.Module):
             Compressed with S = T.
         """
         frame = torch.arange(hidden.shape[1], device=hidden.device)
-        inside = frame < frame_len.to(hidden.device)[:, None]
+        inside = length_mask(frame_len, hidden.shape[1], device=hidden.device)
         return Compressed(
             segments=torch.where(inside[..., None], hidden, 0),
             seg_len=inside.sum(1),

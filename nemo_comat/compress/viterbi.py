@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nemo_comat.kernels import backends, viterbi_cuda
 from nemo_comat.kernels.backends import NEG_INF, Backend
+from nemo_comat.lengths import length_mask
 
 
 def ctc_viterbi(
@@ -65,7 +66,7 @@ def state_labels(targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
         >>> state_labels(torch.tensor([[7, 5, 9]]), torch.tensor([2]), blank=0).tolist()
         [[0, 7, 0, 5, 0, 0, 0]]
     """
-    inside = torch.arange(targets.shape[1], device=targets.device) < target_len[:, None]
+    inside = length_mask(target_len, targets.shape[1])
     labels = targets.new_full((targets.shape[0], 2 * targets.shape[1] + 1), blank)
     labels[:, 1::2] = torch.where(inside, targets, blank)
     return labels

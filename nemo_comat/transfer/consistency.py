@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nemo_comat.lengths import length_mask
+
 
 def consistency_loss(log_probs: Tensor, frame_len: Tensor) -> Tensor:
     """Each row's KL divergence from its other view: loss[b] = sum over t of KL(other[b, t] || own[b, t]).
@@ -25,7 +27,7 @@ def consistency_loss(log_probs: Tensor, frame_len: Tensor) -> Tensor:
     """
     if len(log_probs) % 2:
         raise ValueError(f"log_probs must be [2 B, T, V], two views of each utterance; got {tuple(log_probs.shape)}")
-    valid = torch.arange(log_probs.shape[1], device=log_probs.device) < frame_len[:, None]
+    valid = length_mask(frame_len, log_probs.shape[1])
     with torch.autocast(log_probs.device.type, enabled=False):
         # a frame of padding need not be finite: what it holds is not even read
         own = torch.where(valid[..., None], log_probs.float(), 0)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_comat.lengths import length_mask
 from nemo_comat.positions import sinusoids
 
 
@@ -56,7 +57,7 @@ class Context(nn.Module):
         given, dtype = segments.shape[1], self.head.weight.dtype
         # attention takes no sequence of no place
         segments = F.pad(segments, (0, 0, 0, max(1 - given, 0)))
-        valid = torch.arange(segments.shape[1], device=segments.device) < seg_len[:, None]
+        valid = length_mask(seg_len, segments.shape[1])
         # the sum of squares, not the values: a layer norm overflows earlier than they do
         usable = valid & segments.detach().float().square().sum(-1).isfinite()
         drawn = segment_mask(usable, self.mask if self.training else 0.0, seed)

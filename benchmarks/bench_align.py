@@ -1,6 +1,6 @@
 """Times monotonic alignment search by backend, beside the peers that are installed, and checks every answer.
 
-    python benchmarks/bench_align.py                       # the shapes of the README, on the GPU where there is one
+    python benchmarks/bench_align.py                  # the shapes of docs/aligner.md, on the GPU where there is one
     python benchmarks/bench_align.py --shapes 64,800,200 --dtype bfloat16 --layout frames --device cpu
 
 Each contestant gets scores in the layout that it wants, prepared outside the clock, in inputs that take turns;

@@ -25,6 +25,7 @@ from nemo_comat.compress import (
     FrameCompressor,
     usable_frames,
 )
+from nemo_comat.lengths import length_mask
 from nemo_comat.transfer import (
     Context,
     Normalize,
@@ -79,7 +80,7 @@ class ComatOutput(NamedTuple):
 
 
 class CompressAlignTransfer(nn.Module):
-    """The loss that pulls an encoder's segments to a language model's token embeddings.
+    """The loss by which an encoder's segments learn a language model's tokens.
 
     A row is inactive, which means loss 0 and no gradient, when it has no tokens, no segments (for want of frames or a
     CTC path), fewer of them than tokens where the alignment is monotonic, a frame that is not finite, or a score that
@@ -243,7 +244,7 @@ class CompressAlignTransfer(nn.Module):
     ) -> Tensor:
         """[B] the transfer loss of projected segments that are aligned."""
         n_tokens = teacher.embeddings.shape[1]
-        mask = torch.arange(n_tokens, device=student.device) < text_len[:, None]
+        mask = length_mask(text_len, n_tokens)
         student = token_average(student, path, n_tokens) if plan is None else plan_average(student, plan)
         more = {} if teacher.table is None else dict(table=teacher.table, predicted=teacher.predicted, seed=seed)
         with mixed:

@@ -149,7 +149,7 @@ def _method(block: DictConfig | None) -> str:
         "language model while it trained, after COMAT (Choi, Kim and Chang, "
         "[Computer Speech & Language 97, 2026](https://doi.org/10.1016/j.csl.2025.101900)). "
         f"Frames were compressed ({steps['compress']}), aligned with the language model's tokens of the reference "
-        f"({steps['align']}), and pulled to these ({steps['transfer']}). "
+        f"({steps['align']}), and trained to tell them ({steps['transfer']}). "
         "The language model has no part in this file: inference is plain CTC, as fast as without."
         + (f"\n\nThe options chosen follow {follows}." if follows else "")
     )

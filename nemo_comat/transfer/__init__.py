@@ -1,4 +1,4 @@
-"""Transfer: aligned segments are projected to the teacher's space and pulled to its embeddings."""
+"""Transfer: aligned segments are projected to the teacher's space, and learn its tokens or their embeddings."""
 
 from nemo_comat.transfer.classify import classify_tokens
 from nemo_comat.transfer.consistency import consistency_loss

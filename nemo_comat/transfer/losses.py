@@ -1,4 +1,4 @@
-"""Losses: each text token's segments are averaged, and the average is pulled to the teacher's embedding."""
+"""Losses: each text token's segments are averaged, and the average learns the token or its embedding."""
 
 from typing import Any, Literal, get_args
 
@@ -70,7 +70,7 @@ def transfer_loss(
     top_k: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """Distance of aligned student vectors from the teacher's embeddings, summed over each row's tokens.
+    """Loss of aligned student vectors against the teacher's tokens or their embeddings, summed over each row's tokens.
 
     cosine: 1 - cos(student, teacher). mse: mean over features of the squared difference. contrastive: -log of the
     softmax, over all tokens of the batch, of cos(student, .) / temperature at the own token; the same token elsewhere

@@ -15,7 +15,7 @@ COMPRESS = {
     "none": "each frame is a segment",
 }
 ALIGN = {
-    "monotonic": "monotonic alignment search on cosines: in order, a token for each segment, none left out",
+    "monotonic": "monotonic alignment search on {aligned}: in order, a token for each segment, none left out",
     "one_to_one": "segment n with token n",
     "sinkhorn": "a soft plan by optimal transport, epsilon {epsilon:g}, {iterations} iterations of Sinkhorn's",
 }
@@ -97,7 +97,7 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
         "teacher": f"{name}, {_layers(block.teacher.layers)}{_units(block.teacher.units)}"
         + NORMALIZE[block.teacher.normalize],
         "compress": _words_of(block.compress.method, COMPRESS).format(**{**block.compress, **words}),
-        "align": _words_of(block.align.method, ALIGN).format(**block.align)
+        "align": _words_of(block.align.method, ALIGN).format(aligned=_aligned(block.align.temperature), **block.align)
         + ", within words" * block.align.within_words,
         "transfer": _context(block)
         + _words_of(block.transfer.loss, TRANSFER).format(among=_among(block.transfer.negatives), **block.transfer),
@@ -107,6 +107,12 @@ def describe_steps(block: DictConfig) -> dict[str, str]:
 def _words_of(name: str, words: Mapping[str, str]) -> str:
     """What is said of a method or a loss: its name where a user added it, for which there are no words."""
     return words.get(name, name)
+
+
+def _aligned(temperature: float | None) -> str:
+    if temperature is None:
+        return "cosines"
+    return f"the log softmax of each token's cosines over the segments, temperature {temperature:g}"
 
 
 def _context(block: DictConfig) -> str:

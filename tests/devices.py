@@ -20,8 +20,9 @@ def cramped(device):
 def cubin_size(name, macro, architecture):
     """Bytes that NVRTC makes of kernel `name` with -Dmacro; AssertionError with the log where it makes none."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
-    # the last one CuPy adds to all that it compiles
-    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-D{macro}".encode(), b"-ftz=true"]
+    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-D{macro}".encode()]
+    # which CuPy adds to all that it compiles
+    options += [b"-ftz=true", b"--device-as-default-execution-space"]
     _, program = nvrtc.nvrtcCreateProgram(backends.source(name).encode(), f"{name}.cu".encode(), 0, [], [])
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)

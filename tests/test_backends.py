@@ -145,7 +145,7 @@ def fake_cupy(monkeypatch):
 
     def put(kernel):
         compiler = types.SimpleNamespace(CompileException=CompileException)
-        cuda = types.SimpleNamespace(Device=OneDevice, ExternalStream=Nothing, compiler=compiler)
+        cuda = types.SimpleNamespace(Device=OneDevice, Stream=Nothing, ExternalStream=Nothing, compiler=compiler)
         cupy = types.SimpleNamespace(cuda=cuda, RawKernel=kernel)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         return cupy
@@ -176,6 +176,54 @@ def test_a_failed_compile_raises_with_the_log(fake_cupy, search, message):
     cupy = fake_cupy(Kernel)
     with pytest.raises(RuntimeError, match=message):
         search(backend="cuda")
+
+
+def test_a_cupy_that_cannot_compile_says_what_it_lacks(fake_cupy):
+    class Kernel:
+        def __setattr__(self, name, value):
+            raise RuntimeError("Failed to find CUDA headers")
+
+        def __init__(self, *arguments):
+            pass
+
+    fake_cupy(Kernel)
+    with pytest.raises(
+        RuntimeError, match=r"cannot compile mas.cu: Failed to find CUDA headers; .*'cupy-cuda12x\[ctk\]'"
+    ):
+        align(backend="cuda")
+
+
+@pytest.mark.parametrize("protocol", [True, False])
+def test_the_kernel_runs_on_pytorchs_stream(fake_cupy, monkeypatch, protocol):
+    """By the protocol of streams where CuPy and PyTorch have it, else by the class of before."""
+    entered = []
+
+    class Kernel:
+        def __init__(self, *arguments):
+            pass
+
+        def __call__(self, *arguments, **options):
+            entered.append("launched")
+
+    class Stream:
+        def __init__(self, pointer, index=None):
+            self.seen = pointer, index
+
+        def __enter__(self):
+            entered.append(self.seen)
+
+        def __exit__(self, *error):
+            entered.append("left")
+
+    theirs = types.SimpleNamespace(cuda_stream=7)
+    cuda = fake_cupy(Kernel).cuda
+    cuda.ExternalStream = Stream
+    if protocol:
+        theirs.__cuda_stream__ = lambda: (0, 7)
+        cuda.Stream = types.SimpleNamespace(from_external=lambda stream: Stream(stream.__cuda_stream__()[1], "new"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: theirs)
+    backends.run("mas", "MAS_PLAN=…", 3, 1, 32, (), shared_bytes=0)
+    assert entered == [(7, "new" if protocol else 3), "launched", "left"]
 
 
 @SEARCHES

@@ -150,6 +150,19 @@ def test_padding_changes_nothing():
     assert padded.seg_of_frame[:, :9].equal(plain.seg_of_frame)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frames_of_half_precision(dtype):
+    torch.manual_seed(0)
+    module, hidden = CIFCompressor(DIM), torch.randn(2, 9, DIM).to(dtype)
+    given = [9, 6], [4, 2], 4
+    torch.testing.assert_close(run(module, hidden, *given).segments, run(module, hidden.float(), *given).segments)
+
+
+def test_a_batch_without_frames():
+    out = run(CIFCompressor(DIM), torch.zeros(2, 0, DIM), [0, 0], [1, 0], 1)
+    assert out.seg_len.tolist() == [0, 0] and out.seg_of_frame.shape == (2, 0) and (out.segments == 0).all()
+
+
 def test_gradient_reaches_frames_and_predictor():
     torch.manual_seed(0)
     module, hidden = CIFCompressor(DIM, quantity_weight=0.0), torch.randn(2, 9, DIM, requires_grad=True)

@@ -232,11 +232,22 @@ def test_segment_log_softmax_by_hand():
     score[0, 3, 1] = torch.nan
     shares = segment_log_softmax(score, torch.tensor([3]), temperature=0.5).exp()[0]
     torch.testing.assert_close(shares[:3], torch.tensor([[1 / 8, 1 / 4], [3 / 8, 1 / 4], [4 / 8, 1 / 2]]))
-    assert shares[3, 0] == 0 and shares[3, 1].isnan()
+    assert (shares[3] == 0).all()
     score[0, 1, 0] = torch.nan
     shares = segment_log_softmax(score.half(), torch.tensor([3]), temperature=0.5).exp()[0]
     torch.testing.assert_close(shares[[0, 2], 0], torch.tensor([1 / 5, 4 / 5]), rtol=1e-3, atol=0)
     assert shares.dtype == torch.float32 and shares[1, 0].isnan()
+
+
+def test_no_segment_of_a_row_without_segments_has_a_share():
+    shares = segment_log_softmax(torch.zeros(2, 4, 2), torch.tensor([0, 4])).exp()
+    assert (shares[0] == 0).all() and (shares[1] == 0.25).all()
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1])
+def test_a_temperature_that_is_not_above_0_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}; None aligns the score"):
+        MonotonicAligner(temperature=temperature)(torch.zeros(1, 3, 2), torch.tensor([3]), torch.tensor([2]))
 
 
 def test_a_token_that_is_like_everything_does_not_draw_all_segments():

@@ -252,6 +252,9 @@ def launch_cases():
         yield log_probs, torch.tensor([tokens + 40]), targets, torch.tensor([tokens]), 4
     log_probs = torch.zeros(1, 1, 1, dtype=torch.float64).expand(2, 12, 5)
     yield log_probs, torch.tensor([12, 9]).short(), torch.ones(2, 3).short(), torch.tensor([3, 2]).short(), 0
+    # in memory these have the other sign, and PyTorch knows
+    log_probs = torch.complex(torch.zeros(1, 9, 5), random_log_probs(1, 9, 5, seed=3).neg()).conj().imag
+    yield log_probs, torch.tensor([9]), torch.tensor([[3, 1, 1]]), torch.tensor([3]), 0
 
 
 def test_the_launch_cases_can_be_moved():

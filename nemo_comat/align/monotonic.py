@@ -140,16 +140,21 @@ def segment_log_softmax(score: Tensor, seg_len: Tensor, *, temperature: float = 
         temperature: T, above 0; the lower, the less a token's second-best segments count.
     Returns:
         [B, S, N] float32; -inf on segments beyond seg_len.
+    Raises:
+        ValueError: temperature is not above 0.
     Source: ours.
     Examples:
         >>> share = segment_log_softmax(torch.tensor([[[0.3], [0.1], [9.0]]]), torch.tensor([2]), temperature=0.1).exp()
         >>> [round(x, 3) for x in share.flatten().tolist()]  # e^3, e^1 and no valid segment
         [0.881, 0.119, 0.0]
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}; None aligns the score itself")
     inside = length_mask(seg_len, score.shape[1], device=score.device)
     score = score.float() / temperature
     counted = score.masked_fill(~inside[..., None] | score.isnan(), NEG_INF)
-    return torch.where(score.isnan(), score, counted.log_softmax(1))
+    share = torch.where(score.isnan(), score, counted.log_softmax(1))
+    return share.masked_fill(~inside[..., None], NEG_INF)  # of a row without segments the softmax is not a number
 
 
 class MonotonicAligner(nn.Module):

@@ -49,7 +49,7 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     usable = cost.isfinite().all(2).all(1, keepdim=True) & (seg_len > 0) & (text_len > 0)
     # the kernel's logarithm; padding stays finite, so that no -inf - -inf arises where a whole row is padding
     lowest = torch.finfo(torch.float32).min / 4
-    kernel = (cost / -epsilon).clamp(min=lowest).masked_fill(~inside, lowest)
+    kernel = (cost / -epsilon).clamp(lowest, -lowest).masked_fill(~inside, lowest)
     to_seg, to_token = (-length.clamp(min=1).float().log() for length in (seg_len, text_len))
     v = kernel.new_zeros(is_token.shape)
     for _ in range(iterations):

@@ -114,7 +114,7 @@ class CIFCompressor(nn.Module):
         weight = cif_weights(log_weight, frame_len, text_len, n_tokens)
         most, seg_of_frame = (weight.detach() if n_tokens else F.pad(weight, (0, 1))).max(2)
         return Compressed(
-            segments=weight.transpose(1, 2) @ hidden,
+            segments=weight.transpose(1, 2) @ hidden.to(weight.dtype),
             seg_len=torch.where(usable, text_len, 0),
             seg_of_frame=torch.where(inside & usable[:, None] & (most > 0), seg_of_frame, -1),
             seg_label=seg_of_frame.new_full((len(hidden), n_tokens), -1),
@@ -124,6 +124,8 @@ class CIFCompressor(nn.Module):
     def log_weight(self, hidden: Tensor) -> Tensor:
         """Logarithm of each frame's weight before scaling: [B, T, D] to [B, T] float32."""
         hidden = hidden.to(self.conv.weight.dtype).transpose(1, 2)
+        if not hidden.shape[2]:  # a convolution takes no sequence of no frame
+            return hidden.new_zeros(len(hidden), 0, dtype=torch.float32)
         logit = self.linear(F.relu(self.conv(hidden)).transpose(1, 2))
         return F.logsigmoid(logit[..., 0].float())
 

@@ -1,7 +1,8 @@
 """Viterbi: the most probable CTC path of a reference, which `compress` cuts frames by.
 
 `ctc_viterbi` is the one entry; its backends are `cuda` (a kernel of our own, see viterbi_cuda.py), `cpu` (numba,
-serial, without the GIL) and `torch` (vectorised over batch and states, on any device). All return the same path.
+serial, without the GIL) and `torch` (vectorised over batch and states, on any device). All return the same path, but
+that CuPy's compiler takes sums below 1.2e-38 for 0, which may break a tie.
 """
 
 import numpy as np

@@ -273,15 +273,23 @@ def run(
     """Launches kernel `name` of name.cu, compiled with -Dmacro, on PyTorch's current stream of device `index`.
 
     Raises:
-        RuntimeError: it does not compile (with the compiler's log). CuPy's own errors where it does not launch.
+        RuntimeError: it does not compile (with the compiler's log), or CuPy has nothing to compile it with. CuPy's own
+            errors where it does not launch.
     Examples:
         >>> run("mas", "MAS_PLAN=…", 0, blocks, threads, arguments, shared_bytes=0)  # doctest: +SKIP
     """
     import cupy
 
-    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
-    with cupy.cuda.Device(index), stream:
+    with cupy.cuda.Device(index), _current_stream(cupy, index):
         _compiled(name, macro, index)((blocks,), (threads,), arguments, shared_mem=shared_bytes)
+
+
+def _current_stream(cupy: Any, index: int) -> Any:
+    theirs = torch.cuda.current_stream(index)
+    # CuPy 14 takes what has the protocol of streams, and warns of the class that it had before
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(theirs, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(theirs)
+    return cupy.cuda.ExternalStream(theirs.cuda_stream, index)
 
 
 @functools.cache
@@ -294,6 +302,11 @@ def _compiled(name: str, macro: str, index: int) -> Any:
         kernel.max_dynamic_shared_size_bytes = device(index).shared_per_block
     except cupy.cuda.compiler.CompileException as error:
         raise RuntimeError(f"{name}.cu does not compile for {macro}:\n{error}") from error
+    except Exception as error:  # CUDA's headers, its compiler or the driver is not there, each in CuPy's own words
+        raise RuntimeError(
+            f"CuPy cannot compile {name}.cu: {error}; install CUDA's compiler and headers for it (pip install "
+            "'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as your CUDA is), or use backend='torch'"
+        ) from error
     return kernel
 
 

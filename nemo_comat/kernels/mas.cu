@@ -208,7 +208,8 @@ __device__ __forceinline__ void advance(float (&q)[COLUMNS], unsigned (&bits)[CO
     for (int c = COLUMNS - 1; c >= 0; --c) {
         const float stay = q[c], step = c ? q[c ? c - 1 : 0] : left;
         // the sign of the difference is the direction; NaN is made -inf for it, beside the chain that the next frame waits
-        // for. Q is never -0, since the path starts from +0, so that equal values have a difference without a sign
+        // for. Q starts from +0 and is -0 only where a sum was flushed to zero, so equal values have a difference without a
+        // sign
         const float difference = fmaxf(stay, minus_infinity()) - fmaxf(step, minus_infinity());
         bits[c] = __funnelshift_l(__float_as_uint(difference), bits[c], 1);
         q[c] = x[c] + fmaxf(stay, step);

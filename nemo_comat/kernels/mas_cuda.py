@@ -146,8 +146,8 @@ def launch(
         >>> _ = launch(show, torch.zeros(1, 8, 100), full, full, h100)
         1 64
     """
-    if score.dtype not in ELEMENTS:
-        score = score.float()
+    # numbers that PyTorch only marks as negated lie in memory without their sign
+    score = score.resolve_neg() if score.dtype in ELEMENTS else score.float()
     strides = strides_of(score)
     if max(strides[1:]) >= 2**31:
         score = score.contiguous()

@@ -76,8 +76,8 @@ def launch(
         >>> _ = launch(show, torch.zeros(1, 8, 5), one, torch.tensor([[3]]), one, 0, h100)
         float 1 32
     """
-    if log_probs.dtype not in ELEMENTS:
-        log_probs = log_probs.float()
+    # numbers that PyTorch only marks as negated lie in memory without their sign
+    log_probs = log_probs.resolve_neg() if log_probs.dtype in ELEMENTS else log_probs.float()
     batch, frames, vocab = log_probs.shape
     tokens = targets.shape[1]
     frame_len, targets, target_len = (readable(x, log_probs.device) for x in (frame_len, targets, target_len))

@@ -59,6 +59,15 @@ def test_the_table_is_read_from_the_cache(cache, teacher, monkeypatch):
     assert cold.table(torch.device("cpu")) is table
 
 
+def test_another_teachers_table_is_refused(tmp_path, teacher):
+    for name, one in (("mine", teacher), ("other", Teacher(NAME, max_length=12))):
+        list(write_cache(tmp_path / name, one, ["a dog"]))
+        write_index(tmp_path / name)
+    shutil.copy(tmp_path / "other" / "table.safetensors", tmp_path / "mine" / "table.safetensors")
+    with pytest.raises(CacheError, match="written by another teacher: .*max_length"):
+        TeacherCache(tmp_path / "mine").table()
+
+
 def test_a_cache_of_before_has_no_table_until_it_is_written_again(cache, teacher):
     (cache / "table.safetensors").unlink()
     before = CachedTeacher(Teacher(NAME, max_length=9), cache)

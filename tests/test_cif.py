@@ -172,6 +172,13 @@ def test_gradient_reaches_frames_and_predictor():
     assert all(p.grad.abs().sum() > 0 for p in module.parameters()) and (out.loss == 0).all()
 
 
+def test_the_quantity_loss_teaches_the_predictor():
+    torch.manual_seed(0)
+    module, hidden = CIFCompressor(DIM), torch.randn(1, 9, DIM, requires_grad=True)
+    run(module, hidden, [9], [4], 4).loss.sum().backward()
+    assert hidden.grad.any() and all(p.grad.any() for p in module.parameters())
+
+
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"log_weight must be \[B, T\], got \(1, 2, 3\)"):
         cif_weights(torch.zeros(1, 2, 3), torch.tensor([2]), torch.tensor([1]), 1)

@@ -65,6 +65,15 @@ def test_texts_without_any_token(methods):
     assert not out.active.any() and out.alignment_score == 0 and (out.loss == 0).all()
 
 
+@pytest.mark.parametrize("loss", ["classify", "distribution"])
+def test_negatives_are_drawn_by_the_seed(loss):
+    args, module = batch(), build(loss=loss, negatives=3)
+    predicted = torch.randint(60, (5, 4, 3)), torch.rand(5, 4, 3)
+    teacher = args[-1]._replace(table=torch.randn(60, WIDTH), predicted=predicted)
+    one, same, other = (module(*args[:-1], teacher, seed=seed).loss for seed in (1, 1, 2))
+    assert one.equal(same) and not one.equal(other)
+
+
 def active_rows(methods):
     """What `batch` gives: the fourth row has too few labels for its tokens, the fifth too few frames for its labels."""
     few_segments, no_ctc_path = methods == ("ctc", "monotonic"), methods[0] == "ctc"

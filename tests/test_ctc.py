@@ -98,12 +98,21 @@ def test_padding_changes_nothing(labels, pool):
     assert (padded.segments[:, most:] == 0).all()
 
 
+def test_every_blank_of_a_forced_path_is_a_segment():
+    labels = [BLANK, 1, BLANK, 0, BLANK]
+    log_probs, hidden = torch.eye(4)[None, labels].mul(9).log_softmax(-1), torch.arange(5.0)[None, :, None]
+    reference = dict(targets=torch.tensor([[1, 0]]), target_len=torch.tensor([2]))
+    out = ctc_compress(hidden, torch.tensor([5]), log_probs, blank=BLANK, labels="forced", blanks="keep", **reference)
+    assert out.seg_label.tolist() == [labels] and out.segments[0, :, 0].tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_is_left_out_or_large_is_not_in_the_gradient(pool):
     hidden, log_probs, _ = random_batch(1, 6, 1)
     hidden[0, :4] = 3e38  # their mean is a number, their sum is none
     hidden[0, 4:] = float("nan")  # a frame that is dropped as blank, and one of padding
     log_probs[0, :4, 0], log_probs[0, 4:, BLANK] = 9.0, 9.0
+    log_probs = log_probs.log_softmax(-1)
     hidden.requires_grad_(), log_probs.requires_grad_()
     out = ctc_compress(hidden, torch.tensor([5]), log_probs, blank=BLANK, pool=pool)
     assert out.seg_len.tolist() == [1]

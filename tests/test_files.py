@@ -44,3 +44,18 @@ def test_types_of_all_kinds_and_scalars_are_hashed(tmp_path):
         {"a": torch.tensor(True), "b": torch.zeros(0), "c": torch.ones(2, 2).bfloat16()}, tmp_path / "a.safetensors"
     )
     assert tensors_fingerprint(tmp_path)
+
+
+def test_the_end_of_a_bin_file_counts(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pytorch_model.bin").write_bytes(bytes(2**20 + 9) + name.encode())
+    found = [fingerprint(tmp_path / name) for name in ("a", "b")]
+    assert None not in found and found[0] != found[1]
+
+
+def test_the_end_of_a_tensor_counts(tmp_path):
+    for name, last in (("a", 0.0), ("b", 1.0)):
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.cat([torch.zeros(4000), torch.tensor([last])])}, tmp_path / name / "model.safetensors")
+    assert tensors_fingerprint(tmp_path / "a") != tensors_fingerprint(tmp_path / "b")

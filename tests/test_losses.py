@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nemo_comat import cosine_score, plan_average, token_average, transfer_loss
-from nemo_comat.transfer import LOSSES, TransferLoss, reduce_rows
+from nemo_comat.transfer import LOSSES, TransferLoss, classify_tokens, reduce_rows, token_divergence
 
 
 def vocabulary(batch, tokens, words, width):
@@ -104,6 +104,22 @@ def test_module_equals_function():
     assert module(student, teacher, mask).equal(
         transfer_loss(student, teacher, mask, loss="contrastive", temperature=0.3)
     )
+
+
+def test_the_module_heeds_all_options_of_the_vocabularys_losses():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 1, 3, 4)
+    mask, ids, table = torch.tensor([[True, True, False]]), torch.tensor([[1, 2, 3]]), torch.randn(99, 4)
+    predicted = torch.stack([ids, ids + 7], -1), torch.tensor([0.6, 0.1]).expand(1, 3, 2)
+    options = dict(temperature=0.3, negatives=5)
+    wanted = {
+        "classify": classify_tokens(student, ids, mask, table, **options, seed=7),
+        "distribution": token_divergence(student, predicted, mask, table, **options, top_k=1, seed=7),
+    }
+    for loss, each in wanted.items():
+        module = TransferLoss(loss, **options, top_k=1)
+        found = module(student, teacher, mask, token_id=ids, table=table, predicted=predicted, seed=7)
+        torch.testing.assert_close(found, torch.where(mask, each, 0).sum(1))
 
 
 def test_bad_arguments_are_refused():

@@ -480,8 +480,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     go("parts")
     run = json.loads((folder / "run.json").read_text())
     assert run["steps"] == 4 and run["finished"] and list(run["data"]) == list(arms.digests(data))
-    with pytest.raises(ValueError, match="holds a run of other settings"):
-        go("parts", "model.comat.weight=2")
+    for other in ("model.comat.weight=2", "trainer.max_epochs=3"):
+        with pytest.raises(ValueError, match="holds a run of other settings"):
+            go("parts", other)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="or on other data"):
         patch.setattr(arms, "digests", lambda data: {"train.json": "0"})
         go("parts")
@@ -490,6 +491,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_can_be_looked_into(data
     shutil.copy(best, best.with_name(f"{best.stem}-v1.nemo"))
     assert records.checkpoint_of(folder) == best
     best.with_name(f"{best.stem}-v1.nemo").unlink()
+    (folder / "dev.json").write_text("[]")
+    score.score(folder, data)
+    assert (folder / "dev.json").read_text() == "[]"  # what is there is left as it is
+    (folder / "dev.json").unlink()
     score.score(folder, data)
     rows = json.loads((folder / "test.json").read_text())
     assert [row["reference"] for row in rows] == [
@@ -559,6 +564,19 @@ def test_data_are_known_by_what_they_say(data, tmp_path):
     assert {name for name, digest in arms.digests(moved).items() if digest != arms.digests(data)[name]} == {
         "train.json"
     }
+
+
+def test_a_run_goes_on_where_its_data_were_moved(data, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        shutil.copytree(data, place)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    before = arms.settings("ctc", 1, here, run_folder, "cpu")[1]
+    (run_folder / "run.json").write_text(json.dumps(before))
+    assert arms.recorded(run_folder, arms.settings("ctc", 1, there, run_folder, "cpu")[1]) == before
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        arms.recorded(run_folder, arms.settings("ctc", 1, there, run_folder, "cpu", ["trainer.max_epochs=3"])[1])
 
 
 def test_where_all_parts_of_a_run_were_trained_is_said():
@@ -797,16 +815,16 @@ def test_the_probe_finds_what_is_there_and_nothing_else():
 # --- report ---
 
 
-def scored(folder, transcripts, references=("the cat sat", "on the mat", "a dog ran far")):
-    """A finished run's folder with given transcripts of dev and test."""
+def scored(folder, transcripts, references=("the cat sat", "on the mat", "a dog ran far"), dev=None, **costs):
+    """A finished run's folder with given transcripts of test, and of dev, which are the same if it is None."""
     folder.mkdir(parents=True)
-    rows = [{"reference": ref, "transcript": hyp} for ref, hyp in zip(references, transcripts, strict=True)]
-    for split in ("dev", "test"):
+    for split, heard in (("dev", dev or transcripts), ("test", transcripts)):
+        rows = [{"reference": ref, "transcript": hyp} for ref, hyp in zip(references, heard, strict=True)]
         (folder / f"{split}.json").write_text(json.dumps(rows))
     settings = {"commit": "abc", "device": "CPU", "encoder_parameters": 1e6, "steps": 4, "finished": True}
     (folder / "run.json").write_text(json.dumps(settings))
     history = [{"step": 2, "val_wer": 0.9}, {"step": 4, "val_wer": 0.5}, {"step": 2, "val_wer": 0.8}]
-    history = [{**row, "step_seconds": 0.1, "peak_bytes": 10} for row in history]
+    history = [{**row, "step_seconds": 0.1, "peak_bytes": 10, **costs} for row in history]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
 
 
@@ -837,6 +855,32 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert "| ctc | 2 | 30.0 ± 14.1 % |" in text and "3 utterances, 10 words" in text
     assert {"report.md", "report.json", "dev_wer.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert "| ctc | 1 | 40.0 % | 40.0 % |" in report.report(tmp_path, seeds=[1])
+
+
+def test_what_dev_costs_and_added_words_are_by_hand(tmp_path):
+    right = ["the cat sat", "on the mat", "a dog ran far"]
+    scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    heard = ["the cat sat down", "on mat", "a dog ran far"]
+    scored(tmp_path / "comat" / "seed1", heard, dev=right, step_seconds=0.2, peak_bytes=30, train_active_fraction=0.5)
+    history = tmp_path / "comat" / "seed1" / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    # steps of 0.2, 0.2 and 9 seconds; the run's largest memory is that of its second validation; and one step later
+    rows += [{"step": 6, "val_wer": 0.4, "step_seconds": 9.0, "peak_bytes": 20, "train_active_fraction": 0.8}]
+    history.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "comat" / "seed2").mkdir()  # not scored yet
+    (tmp_path / "comat" / "seed2" / "run.json").write_text("{}")
+    found = report.summary(records.read_runs(tmp_path, first=report.BASELINES))["comat"]
+    assert found["dev_wer"]["mean"] == 0 and found["test_wer"]["mean"] == pytest.approx(0.2)
+    assert found["words"] == pytest.approx({"right": 0.9, "added": 0.1})
+    against = found["against"]["ctc"]
+    assert against["low"] < against["change"] < against["high"]
+    text = report.report(tmp_path)
+    assert "| comat | 1 | 0.0 % | 20.0 % |" in text and "| 2.00 | 3.00 | 0.60 |" in text
+    # a seed that was validated at other steps
+    scored(tmp_path / "ctc" / "seed2", right)
+    history = tmp_path / "ctc" / "seed2" / "history.jsonl"
+    history.write_text(history.read_text().replace('"step": 4', '"step": 6'))
+    assert "| ctc | 2 |" in report.report(tmp_path)
 
 
 def test_runs_are_compared_with_those_that_are_named(tmp_path, monkeypatch, capsys):
@@ -909,6 +953,11 @@ def test_the_interval_covers_what_it_should():
         assert low < change < high
         held += low < -0.2 < high
     assert 88 <= held <= 99
+    # one error in each of theirs and in every second of ours: the errors that are drawn are binomial
+    theirs = np.ones((400, 2))
+    ours = np.stack([np.arange(400) % 2, np.ones(400)], 1)
+    change, low, high = word_errors.paired_interval([ours], [theirs])
+    assert (change, low, high) == pytest.approx((-0.5, -0.549, -0.451), abs=0.003)
 
 
 def test_without_runs_the_report_says_so(tmp_path):

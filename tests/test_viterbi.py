@@ -219,6 +219,7 @@ def test_bad_arguments_are_refused():
     refused(r"frame_len must lie in 0\.\.4, got \[2, 5\]", frame_len=torch.tensor([2, 5]))
     refused(r"target_len must lie in 0\.\.3, got \[-1, 3\]", target_len=torch.tensor([-1, 3]))
     refused(r"targets must lie in 0\.\.4, got 0\.\.5", targets=targets + 5)
+    refused(r"targets must lie in 0\.\.4, got -1\.\.0", targets=torch.tensor([[0, -1, 0]] * 2))
     refused(r"blank must lie in 0\.\.4, got 5", blank=5)
 
 

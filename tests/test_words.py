@@ -83,6 +83,7 @@ def test_a_path_within_words():
     [
         ([0, 1, 1, 1], [0, 0, 1], 3),  # a word with more tokens than segments
         ([0, 0, 1, 1], [0, 0, 0], 3),  # a word that the teacher does not have
+        ([0, 0, 1, 1], [0, 0, 0], 2),  # the same, where the other word has segments enough
         ([0, 0, 0, 0], [0, 1, 1], 3),  # a word that the recogniser does not have
         ([0, 0, 1, 1], [0, 1, 1], 0),  # no text
     ],

@@ -17,6 +17,8 @@ import nemo_comat
 
 HERE = Path(__file__).resolve().parent
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
+# where the data lie, by block of the model
+PLACES = {"train_ds": "manifest_filepath", "validation_ds": "manifest_filepath", "tokenizer": "dir"}
 
 
 def run_folder(out, name, seed):
@@ -110,11 +112,20 @@ def recorded(folder, asked):
     """
     file = folder / "run.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    # runs of before do not say their data
-    keys = ["model", "overrides", *(["data"] if "data" in before else [])]
-    if before and any(before.get(key) != asked[key] for key in keys):
+    if before and _compared(before) != _compared(asked | {"data": asked["data"] if "data" in before else None}):
         # imports PyTorch, which whoever only compares can do without
         raise nemo_comat.ConfigError(
             f"{folder} holds a run of other settings, or on other data; give another --name or --out, or remove it."
         )
     return before
+
+
+def _compared(run):
+    """What two runs of the same settings have in common; where the data lie is none where their digests are there."""
+    data, model, overrides = run.get("data"), run.get("model"), run.get("overrides")
+    if data:
+        model = dict(model)
+        for block, place in PLACES.items():
+            model[block] = {key: value for key, value in model[block].items() if key != place}
+        overrides = [o for o in overrides if not o.startswith("model.tokenizer.dir=")]
+    return data, model, overrides

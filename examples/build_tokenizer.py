@@ -13,12 +13,15 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from nemo_comat.output import check_outputs, one_sentence, written_beside
 from nemo_comat.waiting import announce, announce_nemo, kept_out
 
 FILES = ("tokenizer.model", "tokenizer.vocab", "vocab.txt")
+# letters, each of four bytes at the most
+LINE = 1000
 
 
 def read_texts(manifests):
@@ -74,7 +77,8 @@ def build_tokenizer(
         # SentencePiece writes the paths that it is given into the model, so it is given relative ones
         os.chdir(scratch)
         try:
-            Path("document.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            lines = (line for text in texts for line in lines_of(text))
+            Path("document.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             with kept_out():
                 create_spt_model(
                     "document.txt",
@@ -90,6 +94,11 @@ def build_tokenizer(
         for name in FILES:
             with written_beside(folder / name) as file:
                 shutil.copyfile(Path(scratch, "tokenizer", name), file)
+
+
+def lines_of(text):
+    """A text, cut at spaces where it is long: SentencePiece passes over lines of more than 4,192 bytes."""
+    return textwrap.wrap(text, LINE, break_on_hyphens=False) if len(text) > LINE else [text]
 
 
 def parse_args():

@@ -56,18 +56,22 @@ def shipped_model():
 
 
 def names_data(cfg, name):
-    """True where a ``*_ds`` block, which may be null or absent, may name data.
+    """True where a ``*_ds`` block, which may be null or absent, may name data."""
+    return bool(naming_keys(cfg, name))
+
+
+def naming_keys(cfg, name):
+    """Keys of a ``*_ds`` block by which it may name data.
 
     Which keys do so is NeMo's to say, and differs from reader to reader. So it is any text, list or block that the
     config in conf/ does not have at that key, the model's labels apart; numbers and switches are options of data that
     something else names; but multi_config, of Lhotse, says that blocks name the data.
     """
-    dataset, shipped = cfg.model.get(name), shipped_model()[name]
-    values = [
-        (dataset[key], shipped.get(key), cfg.model.get("labels")) for key in dataset or () if has_value(dataset, key)
-    ]
-    found = any(not isinstance(value, Real) and value not in known for value, *known in values)
-    return found or bool(dataset and dataset.get("multi_config"))
+    dataset, shipped = cfg.model.get(name) or OmegaConf.create(), shipped_model()[name]
+    given = {key: dataset[key] for key in dataset if has_value(dataset, key)}
+    known = {key: (shipped.get(key), cfg.model.get("labels")) for key in given}
+    found = [key for key, value in given.items() if not isinstance(value, Real) and value not in known[key]]
+    return found + ["multi_config"] * bool(dataset.get("multi_config"))
 
 
 def by_characters(cfg):
@@ -150,6 +154,7 @@ def check_decoders(cfg):
 
 def complete_datasets(cfg, named):
     """Checks that what must name data does; named: the ``*_ds`` blocks that do."""
+    keys = ", ".join(f"model.{named[0]}.{key}" for key in naming_keys(cfg, named[0]))
     for name in LOADERS:
         dataset = cfg.model.get(name)
         if name in named and OmegaConf.is_missing(dataset, "manifest_filepath"):
@@ -163,7 +168,7 @@ def complete_datasets(cfg, named):
             if "manifest_filepath" not in dataset:  # ???, or no such key; null is NeMo's way to have no data
                 raise ConfigError(
                     f"model.{name}.manifest_filepath is missing; give model.{name}.manifest_filepath=FILE, "
-                    f"or model.{name}=null to do without."
+                    f"or model.{name}=null to do without. (The embedded corpus is not used where {keys} may name data.)"
                 )
     if cfg.model.get("train_ds") is None:
         raise ConfigError(
@@ -178,8 +183,8 @@ def check_loaders(cfg, model):
             said = f"NeMo finds no data by model.{name}"
             if name == "train_ds":
                 raise ConfigError(
-                    f"{said}; give model.train_ds.manifest_filepath=FILE, or what Lhotse's loaders read with "
-                    "++model.train_ds.use_lhotse=true."
+                    f"{said} (by its {', '.join(naming_keys(cfg, name))}); give model.train_ds.manifest_filepath=FILE, "
+                    "or what Lhotse's loaders read with ++model.train_ds.use_lhotse=true."
                 )
             logging.warning(f"{said}: the run does without; give model.{name}.manifest_filepath=FILE if it should not.")
 

@@ -68,6 +68,27 @@ def test_another_teachers_table_is_refused(tmp_path, teacher):
         TeacherCache(tmp_path / "mine").table()
 
 
+@pytest.mark.parametrize("how", ["damaged", "another's"])
+def test_a_table_that_is_none_is_written_anew(tmp_path, teacher, how):
+    other = Teacher(NAME, max_length=12)
+    list(write_cache(tmp_path, other if how == "another's" else teacher, ["a dog"]))
+    for shard in tmp_path.glob("shard-*"):
+        shard.unlink()
+    if how == "damaged":
+        (tmp_path / "table.safetensors").write_bytes(b"short")
+    list(write_cache(tmp_path, teacher, ["a dog"]))
+    write_index(tmp_path)
+    assert len(TeacherCache(tmp_path).table()) == len(teacher.tokenizer)
+
+
+def test_a_shard_under_another_name_is_no_hindrance(cache, teacher):
+    (shard, *_) = sorted(cache.glob("shard-*"))
+    shutil.copy(shard, cache / "shard-backup.safetensors")
+    list(write_cache(cache, teacher, [*TEXTS, "a new one"]))
+    write_index(cache)
+    assert len(CachedTeacher(teacher, cache, missing="error").encode(["a new one"]).text_len) == 1
+
+
 def test_a_cache_of_before_has_no_table_until_it_is_written_again(cache, teacher):
     (cache / "table.safetensors").unlink()
     before = CachedTeacher(Teacher(NAME, max_length=9), cache)

@@ -53,6 +53,15 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
+def test_after_a_restore_that_failed_models_have_their_data(model, small_cfg, tmp_path):
+    model.save_to(str(tmp_path / "m.nemo"))
+    other = model.cfg.copy()
+    other.encoder.d_model = 16
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), override_config_path=other, map_location="cpu")
+    assert ComatCTCModelBPE(cfg=small_cfg)._train_dl is not None
+
+
 def test_restore_gives_everything_back_without_the_teacher(model, manifest, tmp_path, no_teacher):
     model.save_to(str(tmp_path / "m.nemo"))
     again = ComatCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), map_location="cpu")

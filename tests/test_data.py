@@ -212,6 +212,25 @@ def test_a_batch_straight_from_the_loader(build, base_cfg, written, monkeypatch)
         model.training_step(batch, 0)
 
 
+def test_lines_are_those_of_the_loader_in_use(build, base_cfg, written, tmp_path, monkeypatch):
+    """Lightning goes on with the loader that it began with, also where the model sets up other data."""
+    model, (folder, rows), recorder = build("manifest"), written, Recorder(monkeypatch)
+    other = [{**row, "audio_filepath": str(folder / row["audio_filepath"])} for row in rows[::-1]]
+    (tmp_path / "other.json").write_text("".join(json.dumps(row) + "\n" for row in other))
+    model.setup_training_data(train_ds(base_cfg, data_forms.block("manifest", folder)))
+
+    class Change(pl.Callback):
+        def on_train_start(self, trainer, model):
+            model.setup_training_data(train_ds(base_cfg, {"manifest_filepath": str(tmp_path / "other.json")}))
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=2,
+        limit_val_batches=0, enable_model_summary=False, callbacks=[Change(), recorder],
+    )  # fmt: skip
+    trainer.fit(model)
+    assert recorder.texts == [[row["text"] for row in rows_of(batch, rows)] for batch in recorder.batches]
+
+
 def test_training_data_may_be_validated_on(build, base_cfg, written):
     model, (folder, _) = build("manifest"), written
     model.setup_training_data(train_ds(base_cfg, data_forms.block("manifest", folder)))

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from scripts import load_script
+from sentencepiece import SentencePieceProcessor
 from test_mixin import train
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ConfigError, TeacherCache, TeacherError
@@ -139,7 +140,7 @@ def test_mistakes_get_one_sentence(script, manifest):
     train, dev = f"model.train_ds.manifest_filepath={manifest}", f"model.validation_ds.manifest_filepath={manifest}"
     for overrides, message in [
         ([train, dev], f"tokenizer.dir is missing; .*examples/build_tokenizer.py --manifest={manifest}"),
-        ([train], "model.validation_ds.manifest_filepath is missing"),
+        ([train], "model.validation_ds.manifest_filepath is missing.* where model.train_ds.manifest_filepath may name"),
         ([dev], "names data, model.train_ds does not"),
         (["model.train_ds.manifest_filepath=gone.json", dev, "model.tokenizer.dir=x"], "gone.json does not exist"),
         (["+model.comat.wieght=1"], "model.comat.wieght is not known"),
@@ -279,7 +280,10 @@ def test_options_alone_leave_the_embedded_corpus(script, option):
 @pytest.mark.parametrize(
     "block, message",
     [
-        ({"parser": "en"}, "NeMo finds no data by model.train_ds; give model.train_ds.manifest_filepath=FILE"),
+        (
+            {"parser": "en"},
+            r"NeMo finds no data by model.train_ds \(by its parser\); give model.train_ds.manifest_filepath=FILE",
+        ),
         ({"input_cfg": []}, "NeMo finds no data by model.train_ds"),
         ({"is_tarred": True, "tarred_audio_filepaths": "x.tar"}, "NeMo finds no data by model.train_ds"),
         ({"use_lhotse": True, "parser": "en"}, "model.train_ds: You must specify either: manifest_filepath"),
@@ -459,6 +463,17 @@ def test_tokenizer_script_builds_what_the_model_reads(manifest, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["x", f"--manifest={manifest}", f"--data_root={tmp_path}/file"])
     with pytest.raises(SystemExit, match="No tokenizer built: .*file is no folder; give another place"):
         script.main()
+
+
+def test_tokenizer_script_reads_long_texts_too(tmp_path):
+    script = load_script("build_tokenizer")
+    long = " ".join(["dog"] * 1500 + ["ñandú", "żółw"] + ["cat"] * 1500)
+    # a text without spaces, of letters of three bytes each
+    other = "犬猫" * 2000
+    script.build_tokenizer([long, other, "a dog"] * 5, tmp_path, vocab_size=24, spe_type="char")
+    tokenizer = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert tokenizer.unk_id() not in tokenizer.encode("ñandú żółw 犬猫 dog")
+    assert script.lines_of("a  dog ") == ["a  dog "]
 
 
 def test_tokenizer_script_learns_from_texts_only(tmp_path, capsys):

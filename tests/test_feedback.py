@@ -61,6 +61,21 @@ def test_the_next_layer_reads_the_frames_with_their_view(small_cfg, feedback):
     torch.testing.assert_close(read["x"], frames + view @ back.weight.T + back.bias, atol=1e-5, rtol=1e-5)
 
 
+def test_the_temperature_of_decoding_is_not_fed_back(small_cfg):
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, "ctc"))
+    torch.nn.init.normal_(model.nemo_comat_feedback[0].back.weight)
+    plain = hear(model)[0]
+    model.decoder.temperature = 3.0
+    torch.testing.assert_close(hear(model)[0], (plain / 3).log_softmax(-1))
+    assert model.decoder.temperature == 3.0
+
+
+def test_posteriors_of_a_layer_are_those_of_the_encoders_own_width(small_cfg):
+    small_cfg.encoder.feat_out = 16
+    model, _ = train(ComatCTCModelBPE, with_feedback(small_cfg, "ctc"), steps=1)
+    assert model.nemo_comat_feedback[0].back.weight.any()
+
+
 def test_the_last_layer_of_a_list_is_taught_alone(small_cfg):
     small_cfg.comat.update(encoder_layer=[-1, 0], feedback=True)
     model, logged = train(ComatCTCModelBPE, small_cfg, steps=1)

@@ -11,6 +11,7 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDe
 from nemo.core.classes import ModelPT
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
+from omegaconf import OmegaConf
 from scripts import load_script
 from test_examples import CORPUS, composed
 from test_mixin import Recorder, quiet_trainer, with_comat
@@ -19,7 +20,7 @@ from test_model_life import moved, parts, transcripts, weights
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ConfigError
 from nemo_comat.models import finetune as module
-from nemo_comat.models.finetune import adapter_class, class_for, restore_to_finetune
+from nemo_comat.models.finetune import adapter_class, class_for, joined, restore_to_finetune
 
 PLAIN = SaveRestoreConnector
 
@@ -104,6 +105,12 @@ def test_what_the_config_says_stands_and_null_is_the_files(finetune, trained, ma
     assert cfg.comat.weight == 3 and model.training
     assert not cfg.keys() & {"adapter", "char_labels", "init_from_nemo_model"}
     assert cfg.tokenizer.keys() >= {"dir", "type"} and "update_tokenizer" not in cfg.tokenizer
+
+
+def test_the_configs_optimizer_replaces_the_files_whole():
+    for own in ({"_target_": "torch.optim.SGD", "momentum": 0.9}, {"name": "novograd", "sched": {"_target_": "S"}}):
+        given = OmegaConf.create({"optim": {"name": "adamw", "lr": 1}})
+        assert joined(OmegaConf.create({"optim": own}), given).optim == given.optim
 
 
 def test_a_schedule_of_its_own_ends_with_the_run(finetune, trained):

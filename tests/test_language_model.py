@@ -194,6 +194,17 @@ def test_layer_out_of_range(layers):
         _ = Teacher(NAME, layers=layers if isinstance(layers, (int, list)) else [layers]).dim
 
 
+@pytest.mark.parametrize("layers", [None, 1.5, True])
+def test_what_is_no_layer(layers):
+    with pytest.raises(TeacherError, match=f"teacher.layers must be a layer's number, .* or table; got {layers}"):
+        Teacher(NAME, layers=layers)
+
+
+def test_no_texts(teacher):
+    out = teacher.encode([])
+    assert out.embeddings.shape == (0, 1, 384) and out.token_id.shape == (0, 1) and out.text_len.shape == (0,)
+
+
 def test_no_layer_at_all():
     with pytest.raises(TeacherError, match="teacher.layers is empty; give a layer"):
         _ = Teacher(NAME, layers=[]).dim

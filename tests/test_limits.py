@@ -287,3 +287,13 @@ def test_the_encoders_limit_is_stated_by_another_name_too(tmp_path):
     AutoModel.from_config(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     assert Teacher(str(tmp_path)).max_length == ROWS
+
+
+def test_a_limit_that_the_model_refuses_to_pass_is_stated(tmp_path):
+    """MPT has no table of positions, and a mask of so many."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mpt", d_model=16, n_heads=2, n_layers=1, vocab_size=60, max_seq_len=16)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    out = Teacher(str(tmp_path)).encode([text_of(16), text_of(17)])
+    assert out.text_len.tolist() == [14, 0] and out.too_long.tolist() == [False, True]

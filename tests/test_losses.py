@@ -23,6 +23,13 @@ def test_token_average_by_hand():
     assert token_average(segments, path, 3)[..., 0].tolist() == [[2, 5, 0], [2, 4, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_token_of_many_segments_has_their_mean(dtype):
+    segments = torch.full((1, 1000, 1), 100.0, dtype=dtype)
+    found = token_average(segments, torch.zeros(1, 1000), 1)
+    assert found.dtype == dtype and found.tolist() == [[[100.0]]]
+
+
 def test_cosine_score_by_hand():
     student = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]], requires_grad=True)
     teacher = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [3.0, 4.0]]])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
@@ -96,6 +97,21 @@ def test_what_is_stopped_is_kept_where_ends_are_not(small_cfg, tmp_path):
     small_cfg.train_ds.batch_size = 4
     fit(small_cfg, tmp_path, stop_at=2, save_last=False)
     assert list(fit(small_cfg, tmp_path, stop_at=3, save_last=False)) == [3]
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_without_checkpoints_none_is_promised(small_cfg, tmp_path, monkeypatch, by):
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(logging, level, lambda message, *args, **options: said.append(str(message)))
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Resumable(), Stopper(1, by)],
+    )  # fmt: skip
+    with pytest.raises((SIGTERMException, SystemExit, KeyboardInterrupt)):
+        trainer.fit(ComatCTCModelBPE(cfg=small_cfg, trainer=trainer))
+    assert not any("with a checkpoint" in line for line in said) and not list(tmp_path.rglob("*.ckpt"))
+    assert any("nothing is saved" in line for line in said) is (by == signal.SIGTERM)
 
 
 class StopperInValidation(Stopper):

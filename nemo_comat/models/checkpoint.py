@@ -148,6 +148,15 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
             config.target = nemo_target(config.target)
         OmegaConf.save(config, folder / self.model_config_yaml)
 
+    def restore_from(self, calling_cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+        """As NeMo's; where it fails, the next model of this process is not taken for one that is being restored."""
+        try:
+            return super().restore_from(calling_cls, *args, **kwargs)
+        except BaseException:
+            # else it would set up no data
+            calling_cls._set_model_restore_state(is_being_restored=False)
+            raise
+
     def load_config_and_state_dict(
         self, calling_cls: type[Any], restore_path: str, override_config_path: Any = None, *args: Any, **kwargs: Any
     ) -> Any:

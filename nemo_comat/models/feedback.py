@@ -1,6 +1,7 @@
 """Feedback into a model's encoder, in training and at inference: such a model is no plain CTC any more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +79,23 @@ class FeedbackMixin(Host):
     def _view(self, frames: Tensor, named: int) -> Tensor:
         """[B, T, D] frames of a layer in the teacher's space, or as the CTC decoder sees them: [B, T, dim]."""
         if self._cfg.comat.feedback == "ctc":
-            # not called as a module: what watches the decoder is to see its own call
-            return self._ctc_decoder().forward(encoder_output=frames.transpose(1, 2)).exp()
+            if getattr(self.encoder, "out_proj", None) is not None:  # the decoder reads feat_out features
+                frames = self.encoder.out_proj(frames)
+            with _untempered(self._ctc_decoder()) as decoder:
+                # not called as a module: what watches the decoder is to see its own call
+                return decoder.forward(encoder_output=frames.transpose(1, 2)).exp()
         return F.normalize(self.comat.layer_projections()[named](frames), dim=-1)
+
+
+@contextmanager
+def _untempered(decoder: Any) -> Iterator[Any]:
+    """The decoder without the temperature that a decoding config gave it: what is fed back is as in training."""
+    temperature = getattr(decoder, "temperature", 1.0)
+    if temperature == 1.0:
+        yield decoder
+        return
+    decoder.temperature = 1.0
+    try:
+        yield decoder
+    finally:
+        decoder.temperature = temperature

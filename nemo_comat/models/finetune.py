@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ComatMixin
 from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
+from nemo_comat.models.data import LOADERS
 from nemo_comat.models.saving import begin_anew, refuse_other_feedback
 
 # a class of NeMo's, and ours for files of it
@@ -29,6 +30,8 @@ CLASSES = {
 }
 # what a config's model block says of the start; the file's own blocks of these names stay
 STEPS = ("tokenizer", "char_labels", "adapter")
+# no part of the network, so a config's own replace the file's as wholes
+REPLACED = ("optim", *LOADERS)
 # null says something of its own here, and is not the file's
 NULLABLE = ("optim_param_groups",)
 
@@ -259,8 +262,9 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
                 own.pop(key, None)
             if key in STEPS or value is None:
                 continue
-            changes = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and has_class(own[key])
-            own[key] = OmegaConf.merge(own[key], value) if changes and "_target_" not in value else value
+            blocks = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and key not in REPLACED
+            changes = blocks and has_class(own[key]) and "_target_" not in value
+            own[key] = OmegaConf.merge(own[key], value) if changes else value
     return own
 
 

@@ -26,7 +26,7 @@ from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
 from nemo_comat.models.frozen import check_freeze_updates
 from nemo_comat.models.interctc import check_interctc
-from nemo_comat.models.reference import manifest_texts, reference_texts
+from nemo_comat.models.reference import manifest_texts, reader_of, reference_texts
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
 from nemo_comat.models.statistics import keep_statistics
@@ -307,8 +307,13 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def _reference_texts(self, transcript: Tensor, transcript_len: Tensor, samples: Any = None) -> list[str]:
         if self._reads_manifest:
-            return manifest_texts(self._train_dl, samples)
+            return manifest_texts(self._loader_in_use(), samples)
         return self.transcript_texts(transcript, transcript_len)
+
+    def _loader_in_use(self) -> Any:
+        """The loader that training batches come from: the trainer's, which may go on with another than the model's."""
+        used = None if self._trainer is None else self._trainer.train_dataloader
+        return used if hasattr(reader_of(used), "get_manifest_sample") else self._train_dl
 
     def transcript_texts(self, transcript: Tensor, transcript_len: Tensor) -> list[str]:
         """Texts of a batch's transcripts [B, U] with lengths [B], as the recogniser gives them back: list of str."""

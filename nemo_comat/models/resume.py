@@ -100,14 +100,14 @@ class Resumable(pl.Callback):
         loader.batch_sampler.sampler = self._sampler
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hears Ctrl-C, where it is not ignored, as in the background, and where Lightning hears SIGTERM."""
+        """Hears Ctrl-C where checkpoints are kept, Lightning hears SIGTERM, and nobody ignores it, as `nohup` does."""
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, EMAOptimizer):
                 # those that NeMo has loaded want gradients, and cannot change places with the weights that are trained
                 optimizer.ema_params = tuple(parameter.detach() for parameter in optimizer.ema_params)
         in_main = threading.current_thread() is threading.main_thread()
         heard = callable(signal.getsignal(signal.SIGINT)) and callable(signal.getsignal(signal.SIGTERM))
-        if trainer.world_size == 1 and in_main and heard:
+        if trainer.world_size == 1 and in_main and heard and trainer.checkpoint_callback is not None:
             self._on_interrupt = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,7 +135,12 @@ class Resumable(pl.Callback):
         """Saves the checkpoint, where the exception is Lightning's answer to SIGTERM."""
         self._give_interrupt_back()
         saver: Any = trainer.checkpoint_callback
-        if trainer.world_size > 1 or not isinstance(exception, SIGTERMException) or saver is None:
+        if trainer.world_size > 1 or not isinstance(exception, SIGTERMException):
+            return
+        if saver is None:
+            logging.warning(
+                "Stopped, and nothing is saved: exp_manager.create_checkpoint_callback=true saves a checkpoint."
+            )
             return
         give_weights_back(trainer)
         # as NeMo's PreemptionCallback does it, so that exp_manager finds it; save_last=false is for runs to their end

@@ -1,6 +1,7 @@
 """Writes a teacher's embeddings of known texts to disk, as `cache_files` reads them. For examples/cache_teacher.py."""
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from nemo_comat.teacher.cache_files import (
 )
 from nemo_comat.teacher.language_model import Teacher
 from nemo_comat.teacher.output import Embedded, TeacherError
+from nemo_comat.waiting import announce
 
 
 def write_cache(
@@ -71,7 +73,9 @@ def write_cache(
     description = teacher.description
     shards = shard_files(folder)
     known = {bytes(key) for shard in shards for key in _keys(shard, description, folder).numpy()}
-    number = 1 + max((int(shard.stem.split("-")[2]) for shard in shards), default=-1)
+    # a copy of a shard under another name has none
+    numbers = [re.match(r"shard-\d+-(\d+)-", shard.name) for shard in shards]
+    number = 1 + max((int(found[1]) for found in numbers if found), default=-1)
     waiting: dict[str, npt.NDArray[np.int64]] = {}
     for text in texts:
         key = text_key(text)
@@ -92,9 +96,17 @@ def write_cache(
 
 
 def _write_table(path: Path, teacher: Teacher) -> None:
-    """Writes the teacher's table, unless it is there or no transfer loss could read it."""
-    if path.exists():
-        return
+    """Writes the teacher's table, unless it is there or no transfer loss could read it.
+
+    A table that is damaged, or another teacher's, is written anew: all shards are known to be this teacher's.
+    """
+    try:
+        if path.exists():
+            _, metadata = open_file(path, path.parent)
+            refuse_another(json.loads(metadata["teacher"]), teacher.description, path.parent)
+            return
+    except CacheError:
+        announce(f"Writing {path} anew: it is damaged, or another teacher's.")
     try:
         teacher.check_table()  # which loads no weights to say no
         table = teacher.table(torch.device("cpu"))

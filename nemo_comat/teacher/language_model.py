@@ -99,6 +99,10 @@ class Teacher:
             raise ValueError(f"max_length must be 1 or more, or None; got {max_length}")
         if top_k and units == "word":
             raise ValueError(f"top_k={top_k} is of tokens, and units of words have none; set units='token'")
+        if isinstance(layers, bool) or not isinstance(layers, Iterable | int):
+            raise TeacherError(
+                f"model.comat.teacher.layers must be a layer's number, several of them, or {TABLE}; got {layers!r}."
+            )
         self.name = name
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         self.units = units
@@ -145,7 +149,7 @@ class Teacher:
         if not self.layers:
             raise TeacherError("model.comat.teacher.layers is empty; give a layer, such as -1, or several.")
         for layer in self.layers:
-            if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not -depth - 1 <= layer <= depth:
                 raise TeacherError(
                     f"model.comat.teacher.layers has {layer!r}, but {self.name!r} has layers 0 (word embeddings) to "
                     f"{depth}, or -1 (last) to {-depth - 1}, or {TABLE} alone (the table of word embeddings)."
@@ -154,9 +158,10 @@ class Teacher:
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """What decides on the embeddings, as plain values for JSON: two teachers with equal ones give equal rows.
+        """What decides on the embeddings, as plain values for JSON: teachers with equal ones are taken for the same.
 
-        `weights` and `tensors` are fingerprints of local weights files, None for a hub name; loads no weights.
+        `weights` and `tensors` are fingerprints of local weights files, by parts of them, and None for a hub name. What
+        a config says beside its depth and width, and `dtype`, are not told apart. Loads no weights.
         """
         depth, vocabulary = self.config.num_hidden_layers, sorted(self.tokenizer.get_vocab().items())
         return {
@@ -319,7 +324,7 @@ class Teacher:
     def stated_length(self) -> int:
         """Most tokens of a text, special ones included, by the config and the tokenizer; loads no weights."""
         special = self.tokenizer.num_special_tokens_to_add()
-        keys = ("max_position_embeddings", "max_encoder_position_embeddings")
+        keys = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
         stated = [self.tokenizer.model_max_length, *(getattr(self.config, key, None) for key in keys)]
         return int(min([self._max_length or NO_LIMIT, *(n for n in stated if is_limit(n) and n > special)]))
 
@@ -440,7 +445,10 @@ class Teacher:
         """
         device = torch.device(device)
         rows = self.rows(texts, device)
-        embeddings, token_id = (pad_sequence(list(column), batch_first=True) for column in list(zip(*rows))[:2])
+        if rows:
+            embeddings, token_id = (pad_sequence(list(column), batch_first=True) for column in list(zip(*rows))[:2])
+        else:
+            embeddings, token_id = torch.zeros(0, 0, self.dim, device=device), torch.zeros(0, 0, dtype=torch.int64)
         if token_id.shape[1] == 0:
             embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
         text_len = torch.tensor([len(row.token_id) for row in rows])
@@ -620,7 +628,9 @@ def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
     lists = (getattr(model, key, None) for key in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
     kept = [part for parts in lists for part in parts or ()]
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not any(f".{part}." in f".{name}." for part in kept):
+        # a byte of float8 is a number only with its block's scale, which the model's own code knows of
+        is_number = parameter.is_floating_point() and parameter.element_size() > 1
+        if is_number and not any(f".{part}." in f".{name}." for part in kept):
             parameter.data = parameter.data.to(dtype)
 
 

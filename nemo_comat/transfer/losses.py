@@ -49,11 +49,11 @@ def token_average(segments: Tensor, path: Tensor, n_tokens: int) -> Tensor:
     """
     # segments without a token go to a bin of their own, which is cut off
     bins = torch.where(path < 0, n_tokens, path).long()
-    one = segments.new_ones(bins.shape)
-    count = segments.new_zeros(bins.shape[0], n_tokens + 1).scatter_add(1, bins, one)
-    total = segments.new_zeros(segments.shape[0], n_tokens + 1, segments.shape[2])
-    total = total.scatter_add(1, bins[..., None].expand_as(segments), segments)
-    return (total / count.clamp(min=1)[..., None])[:, :n_tokens]
+    summed = segments.to(torch.promote_types(segments.dtype, torch.float32))
+    count = summed.new_zeros(bins.shape[0], n_tokens + 1).scatter_add(1, bins, summed.new_ones(bins.shape))
+    total = summed.new_zeros(segments.shape[0], n_tokens + 1, segments.shape[2])
+    total = total.scatter_add(1, bins[..., None].expand_as(segments), summed)
+    return (total / count.clamp(min=1)[..., None])[:, :n_tokens].to(segments.dtype)
 
 
 def transfer_loss(

@@ -43,12 +43,12 @@ class AlignmentPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the utterances at the first time, so that they are the same ones at each validation."""
-        if self._batch is None and batch_idx == dataloader_idx == 0 and self._wanted(trainer, model):
+        if self._batch is None and batch_idx == dataloader_idx == 0 and self._guarded(self._wanted, trainer, model):
             self._batch = self._guarded(first_rows, model, batch, self.pictures)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, model: Any) -> None:
         """Draws them."""
-        if self._batch is not None and self._wanted(trainer, model):
+        if self._batch is not None and self._guarded(self._wanted, trainer, model):
             self._guarded(self._draw, trainer, model, self._batch)
 
     def _draw(self, trainer: pl.Trainer, model: Any, batch: list[Tensor]) -> None:

@@ -50,14 +50,17 @@ class Arm:
 
 
 def model_config(options, setting):
-    """The shipped config, with the overrides, at a size, without data or InterCTC; its weights hardly move."""
-    cfg = OmegaConf.merge(OmegaConf.load(CONFIG), OmegaConf.from_dotlist(options.overrides)).model
+    """The shipped config, with one view of a batch and the overrides, at a size, without data or InterCTC."""
+    cfg = OmegaConf.load(CONFIG)
+    cfg.model.comat.consistency_weight = 0
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(options.overrides)).model
     cfg.encoder.update(SIZES[setting.size])
     cfg.spec_augment.time_masks = 10 if setting.size == "large" else 5
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
     cfg.interctc = {"loss_weights": [], "apply_at_layers": []}
     cfg.update(train_ds=None, validation_ds=None, test_ds=None, log_prediction=False)
+    # which hardly moves the weights
     cfg.optim = {"name": "adamw", "lr": 1e-6, "betas": [0.9, 0.98], "weight_decay": 1e-3}
     return cfg
 

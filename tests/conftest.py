@@ -155,7 +155,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def base_cfg(manifest):
-    """What `small_cfg` is a copy of, by one CTC loss and one view of a batch, for fixtures to share; not to be changed."""
+    """What `small_cfg` is a copy of, with one CTC loss and one view of a batch; shared, so not to be changed."""
     cfg = OmegaConf.load(ROOT / "conf" / "conformer_ctc_comat.yaml")
     cfg.model.encoder.update(n_layers=2, d_model=32, conv_kernel_size=7)
     cfg.model.train_ds.update(manifest_filepath=manifest, batch_size=8, num_workers=0, pin_memory=False)

@@ -22,6 +22,7 @@ from nemo_comat import (
     write_cache,
     write_index,
 )
+from nemo_comat.models import statistics
 from nemo_comat.models.captured import captured
 from nemo_comat.models.export import plain_model
 
@@ -268,7 +269,8 @@ def test_a_list_of_layers_teaches_each_by_its_weight(small_cfg):
 
 @pytest.mark.parametrize("text", ["tokens", "manifest"])
 @pytest.mark.parametrize("lhotse", [False, True])
-def test_the_mean_is_of_the_training_texts(small_cfg, manifest, text, lhotse):
+def test_the_mean_is_of_the_training_texts(small_cfg, manifest, text, lhotse, monkeypatch):
+    monkeypatch.setattr(statistics, "TOGETHER", 5)  # several batches of texts, and a rest
     small_cfg.comat.teacher.update(normalize="standardize", text=text)
     if lhotse:
         small_cfg.train_ds.update(use_lhotse=True)

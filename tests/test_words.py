@@ -106,3 +106,13 @@ def test_words_beyond_the_numbers_of_tokens_and_segments_are_not_kept():
     score = torch.zeros(1, 2, 2)
     found, kept = within_words(score, torch.tensor([[5, 6]]), torch.tensor([[5, 7]]), *2 * [torch.tensor([2])])
     assert kept.tolist() == [False] and found.equal(score)
+
+
+@pytest.mark.nemo
+def test_what_is_remembered_may_be_forgotten(monkeypatch):
+    from nemo_comat.models import words
+
+    monkeypatch.setattr(words, "REMEMBERED", 2)
+    memory, find = {}, lambda new: [[len(key)] for key in new]
+    assert words._remembered(memory, ["a", "bb"], find) == [[1], [2]]
+    assert words._remembered(memory, ["bb", "ccc", "bb"], find) == [[2], [3], [2]] and set(memory) == {"bb", "ccc"}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_comat.kernels import backends
+from nemo_comat.lengths import length_mask
 
 
 def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor
     backends.check_both_lengths(score.shape, seg_len, text_len)
     seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
     token = torch.arange(score.shape[1], device=score.device)
-    inside = token < text_len[:, None]
+    inside = length_mask(text_len, score.shape[1])
     finite = score.diagonal(dim1=1, dim2=2).isfinite()
     finite = nn.functional.pad(finite, (0, score.shape[1] - finite.shape[1]))
     feasible = (seg_len == text_len) & (finite | ~inside).all(1)

@@ -225,7 +225,7 @@ def test_another_teachers_cache_is_refused_with_both_names(cache, other, said):
 
 
 def test_other_weights_under_one_name_are_noticed_and_a_moved_folder_is_not(tmp_path):
-    from test_language_model import tiny_gpt2
+    from test_teacher import tiny_gpt2
 
     first = tmp_path / "first"
     tiny_gpt2(first)

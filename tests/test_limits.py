@@ -274,7 +274,7 @@ def test_a_models_own_float32_weights_are_of_the_dtype_too(family, dtype, tmp_pa
 
 def test_a_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatch):
     save(tmp_path, "llama")
-    monkeypatch.setattr("nemo_comat.teacher.language_model._fastest_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("nemo_comat.teacher.language_model.fastest_dtype", lambda device: torch.bfloat16)
     teacher, given = Teacher(str(tmp_path), layers=-1), Teacher(str(tmp_path), layers=-1, dtype="bfloat16")
     assert teacher.encode(["the dog runs"]).embeddings.equal(given.encode(["the dog runs"]).embeddings)
     kinds = {name: buffer.dtype for name, buffer in teacher.model.named_buffers()}

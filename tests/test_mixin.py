@@ -25,6 +25,7 @@ from nemo_comat import (
 from nemo_comat.models import statistics
 from nemo_comat.models.captured import captured
 from nemo_comat.models.export import plain_model
+from nemo_comat.teacher.memory import Memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVES = ("kt_rl_cif", "kt_rl_att", "optimal_transport", "hkd")
@@ -192,7 +193,7 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
         teacher.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
         teacher.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode(mode))
     for mode in ("default", "error"):  # kernels are compiled and weights moved by the first turn
-        teacher._seen.clear()
+        teacher._memory = Memory()
         torch.cuda.set_sync_debug_mode(mode)
         try:
             moved = model.transfer_batch_to_device(batch, device, 0)

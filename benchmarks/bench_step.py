@@ -10,8 +10,9 @@ process, on the same batches and in an order that is drawn anew each round:
     ctc                NeMo's EncDecCTCModelBPE from the same config without its comat block
     interctc           the same with InterCTC
     cached             comat that looks the texts' embeddings up, in a cache written beforehand
-    cached, interctc   the same with InterCTC, as the config is shipped
+    cached, interctc   the same with InterCTC; the config as it is shipped, but for its second view
     live               comat whose teacher reads the texts, one arm for each --teacher
+    ctc, rows twice    NeMo's on twice the rows, as two views have; with model.comat.consistency_weight=0.2 alone
 
 No text comes twice to one model, so a live teacher, which remembers the texts it saw lately, reads all of them anew as
 it does with a large corpus. A ratio is the median over the rounds of an arm's time by ctc's on the same batches, its

@@ -13,6 +13,7 @@ from step_data import random_bert
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.config import teacher_arguments
+from nemo_comat.models.consistency import two_views
 from nemo_comat.teacher import build_teacher
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf" / "conformer_ctc_comat.yaml"
@@ -23,6 +24,7 @@ SIZES = {  # the table in the config's header
     "large": dict(d_model=512, n_heads=8, n_layers=18),
 }
 RANDOM_TEACHER = "random-bert-base"
+ROWS_TWICE = "ctc, rows twice"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,15 @@ class Setting:
 
 @dataclass
 class Arm:
-    """One model and what was measured of it; seconds and active (share of rows) have an entry for each round."""
+    """One model and what was measured of it; seconds and active (share of rows) have an entry for each round.
+
+    rows_twice: the batch's rows are doubled beforehand, as two views double them within the step.
+    """
 
     name: str
     model: EncDecCTCModelBPE
     optimizer: torch.optim.Optimizer
+    rows_twice: bool = False
     logged: dict = field(default_factory=dict)
     held_bytes: int = 0
     step_bytes: int = 0
@@ -110,6 +116,8 @@ def configs_of_arms(options, setting, texts, folder):
     cfg = model_config(options, setting)
     plain, cached = plain_config(cfg), cached_config(live_config(cfg, options.teacher[0]), texts, folder)
     configs = {"ctc": plain, "interctc": interctc_config(plain)}
+    if cfg.comat.consistency_weight:
+        configs[ROWS_TWICE] = plain
     configs.update({"cached": cached, "cached, interctc": interctc_config(cached)})
     configs.update((f"live {teacher}", live_config(cfg, teacher)) for teacher in options.teacher)
     return configs
@@ -128,7 +136,7 @@ def make_arm(name, cfg, trainer, device):
     model = (ComatCTCModelBPE if "comat" in cfg else EncDecCTCModelBPE)(cfg=cfg, trainer=trainer)
     model = model.to(device).train()
     optimizer = model.configure_optimizers()
-    arm = Arm(name, model, optimizer[0][0] if isinstance(optimizer, tuple) else optimizer)
+    arm = Arm(name, model, optimizer[0][0] if isinstance(optimizer, tuple) else optimizer, name == ROWS_TWICE)
     # NeMo's step hands its numbers to Lightning, which takes them inside fit only
     model.log_dict = lambda numbers, **options: arm.logged.update(numbers)
     return arm
@@ -140,7 +148,7 @@ def autocast(device, precision):
 
 def train_step(arm, batch, device, precision):
     """One step, as Lightning takes it."""
-    batch = arm.model.transfer_batch_to_device(batch, device, 0)
+    batch = arm.model.transfer_batch_to_device(two_views(batch) if arm.rows_twice else batch, device, 0)
     with autocast(device, precision):
         loss = arm.model.training_step(batch, 0)["loss"]
     arm.optimizer.zero_grad()

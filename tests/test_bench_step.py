@@ -61,6 +61,22 @@ def test_overrides_of_the_config_are_timed_in_bfloat16(tmp_path):
     assert {row["part"] for row in result["parts"]} > PARTS | {"context"}
 
 
+def test_two_views_stand_beside_plain_ctc_on_twice_the_rows(tmp_path, monkeypatch):
+    rows, whole = {}, step_arms.EncDecCTCModelBPE.training_step
+    monkeypatch.setattr(
+        step_arms.EncDecCTCModelBPE,
+        "training_step",
+        lambda model, batch, number: (
+            rows.setdefault("comat" in model.cfg, set()).add(len(batch[0])) or whole(model, batch, number)
+        ),
+    )
+    overrides = ["model.comat.consistency_weight=0.2"]
+    result = bench_step.main([*overrides, *SMALL, "--rounds", "1", "--out", str(tmp_path)])
+    assert [row["arm"] for row in result["arms"]][:3] == ["ctc", "interctc", "ctc, rows twice"]
+    # of two rows; with COMAT they are four within the step
+    assert rows == {False: {2, 4}, True: {4}}
+
+
 def test_a_language_models_probabilities_are_timed_too(tmp_path):
     teacher = str(tmp_path / "teacher")
     test_head.save(teacher, "gpt2", AutoModelForCausalLM, test_head.make_tokenizer(around=False))

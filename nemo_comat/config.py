@@ -150,7 +150,9 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
         50
     """
     if not isinstance(block, (dict, DictConfig)):
-        raise ConfigError(f"model.comat must be a block of keys, got {block!r}; remove it to train plain CTC.")
+        raise ConfigError(
+            f"model.comat must be a block of keys, got {block!r}; for plain CTC give model.comat.weight=0."
+        )
     if isinstance(block, DictConfig):
         block = _resolved(block)
     _check_keys(block, ComatConfig, "comat")

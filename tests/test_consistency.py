@@ -9,13 +9,13 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.utils import logging
 from omegaconf import open_dict
-from test_mixin import train, with_comat
+from test_mixin import quiet_trainer, train, with_comat
 from test_resume import fit
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ConfigError, Teacher, describe
-from nemo_comat.models.consistency import two_answers, two_views
+from nemo_comat.comat import CompressAlignTransfer
+from nemo_comat.models.consistency import two_views
 from nemo_comat.models.export import plain_model
-from nemo_comat.teacher import TeacherOutput
 from nemo_comat.transfer import consistency_loss
 
 ALONE = {"weight": 0, "consistency_weight": 0.2}
@@ -141,6 +141,21 @@ def test_each_of_what_draws_is_enough(small_cfg, monkeypatch, change):
     assert not any("views" in sentence for sentence in said) and logged[0]["train_consistency_loss"] > 1e-3
 
 
+def test_it_is_said_of_each_fit_in_which_nothing_draws(small_cfg, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", said.append)
+    small_cfg.encoder.dropout = 0.1
+    model = ComatCTCModelBPE(cfg=with_comat(small_cfg, ALONE))
+    for training, times in ((True, 0), (False, 1), (False, 2), (True, 2)):
+        # fit keeps the mode that it finds
+        model.train(training)
+        trainer = quiet_trainer(1)
+        model.set_trainer(trainer)
+        trainer.fit(model)
+        assert sum("views of the first batch are equal" in sentence for sentence in said) == times
+    assert "call model.train()" in next(sentence for sentence in said if "views of the first" in sentence)
+
+
 def test_the_teacher_is_asked_of_each_text_once_and_rows_are_counted_once(small_cfg, monkeypatch):
     asked, said, encode = [], [], Teacher.encode
     monkeypatch.setattr(
@@ -158,17 +173,28 @@ def test_the_teacher_is_asked_of_each_text_once_and_rows_are_counted_once(small_
     assert logged[0]["train_text_too_long"] == 8 and any("none of the 8 rows" in sentence for sentence in said)
 
 
-def test_all_that_the_teacher_says_of_a_row_is_said_of_both_its_views():
-    pair = torch.arange(2), torch.arange(4).view(2, 2)
-    table = torch.zeros(7, 3)
-    read = TeacherOutput(torch.ones(2, 1, 3), *pair, torch.tensor([True, False]), 1, table, pair, pair)
-    both = two_answers(read)
-    assert both.lacking == 1 and both.table is table and both.text_len.tolist() == [0, 1, 0, 1]
-    for name in set(read._fields) - {"lacking", "table"}:
-        once, twice = (
-            value if isinstance(value, tuple) else (value,) for value in (getattr(read, name), getattr(both, name))
-        )
-        assert all(torch.cat([x, x]).equal(y) for x, y in zip(once, twice, strict=True)), name
+@pytest.mark.parametrize("loss", ["mse", "contrastive", "classify"])
+def test_each_view_is_a_batch_of_its_own(small_cfg, loss):
+    unchanging(small_cfg)
+    small_cfg.comat.transfer.loss = loss
+    steps = []
+    for weight in (0, 0.2):
+        small_cfg.comat.consistency_weight = weight
+        steps += train(ComatCTCModelBPE, small_cfg, steps=1)[1]
+    # the other view's tokens are no negatives of the contrastive loss, which they would double
+    assert steps[1]["train_transfer_loss"] == pytest.approx(steps[0]["train_transfer_loss"], rel=1e-4)
+
+
+def test_what_is_drawn_differs_by_view_and_is_the_same_again(small_cfg, monkeypatch):
+    seeds, forward = [], CompressAlignTransfer.forward
+    monkeypatch.setattr(
+        CompressAlignTransfer, "forward", lambda *a, seed, **more: seeds.append(seed) or forward(*a, seed=seed, **more)
+    )
+    for weight in (0.2, 0.2, 0):
+        small_cfg.comat.consistency_weight = weight
+        train(ComatCTCModelBPE, small_cfg, steps=2)
+    twice, again, one_view = seeds[:4], seeds[4:8], seeds[8:]
+    assert twice == again and len(set(twice)) == 4 and one_view == twice[::2]
 
 
 def test_with_interctc_and_feedback(small_cfg):
@@ -203,6 +229,26 @@ def test_a_hybrid_models_ctc_decoder_must_be_trained(small_cfg):
         ComatHybridRNNTCTCModelBPE(cfg=cfg)
 
 
+def test_the_rnnt_loss_may_be_fused(small_cfg):
+    cfg = configs.hybrid(small_cfg)
+    cfg.joint.update(fuse_loss_wer=True, fused_batch_size=3)
+    cfg.comat.update(**ALONE)
+    _, logged = train(ComatHybridRNNTCTCModelBPE, cfg, steps=1)
+    step = logged[0]
+    nemos = 0.7 * step["train_rnnt_loss"] + 0.3 * step["train_ctc_loss"]
+    assert step["train_loss"] == pytest.approx(nemos + 0.2 * step["train_consistency_loss"], rel=1e-5)
+
+
+def test_a_ctc_weight_that_became_0_is_refused_too(small_cfg):
+    cfg = configs.hybrid(small_cfg)
+    cfg.comat.update(**ALONE)
+    trainer = quiet_trainer(1)
+    model = ComatHybridRNNTCTCModelBPE(cfg=cfg, trainer=trainer)
+    model.ctc_loss_weight = 0
+    with pytest.raises(ConfigError, match="ctc_loss_weight must be above 0, got 0"):
+        trainer.fit(model)
+
+
 def test_character_models_train_from_lhotse(small_cfg):
     cfg = configs.characters(small_cfg)
     cfg.comat.update(**ALONE)
@@ -215,6 +261,13 @@ def test_character_models_train_from_lhotse(small_cfg):
 def test_a_reduction_to_no_number_is_refused(small_cfg):
     small_cfg.ctc_reduction = "none"
     with pytest.raises(ConfigError, match="ctc_reduction must be one of"):
+        ComatCTCModelBPE(cfg=with_comat(small_cfg, ALONE))
+
+
+def test_dali_is_refused_before_its_data_is_read(small_cfg):
+    with open_dict(small_cfg):
+        small_cfg.train_ds.use_dali = True
+    with pytest.raises(ConfigError, match=r"DALI's batches do not allow; give model\.train_ds\.use_dali=false, or"):
         ComatCTCModelBPE(cfg=with_comat(small_cfg, ALONE))
 
 

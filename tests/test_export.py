@@ -16,6 +16,7 @@ from omegaconf import open_dict
 from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
+from nemo_comat.config import read_comat_config
 from nemo_comat.models.card import model_card, read_word_error_rate
 from nemo_comat.models.export import ExportError, comat_block, plain_model
 from nemo_comat.output import OutputError
@@ -147,6 +148,15 @@ def test_the_card_invents_nothing(exported):
     for said in ("Not measured: none was given", "## Licence\n\nNot given.", "## Training data\n\nNot given."):
         assert said in card.text
     assert "COMAT" not in card.text.split("## Use")[0] and "COMAT" not in card.data.tags
+
+
+def test_the_card_names_the_losses_beside_it(exported):
+    plain, block = plain_model(exported[0] / "dual.nemo"), read_comat_config({"consistency_weight": 0.2})
+    assert "InterCTC" not in model_card(plain, read_comat_config({}), "asr").text
+    plain.cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [7]}
+    text = model_card(plain, block, "asr").text
+    assert "| InterCTC | weight 0.3 at layer 7, counted from 0 |" in text
+    assert "| CR-CTC | two views of each batch, weight 0.2 |" in text
 
 
 def test_the_card_names_the_paper_of_a_relative(exported):

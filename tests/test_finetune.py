@@ -252,6 +252,21 @@ def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
             finetune(tmp_path / "m.nemo", overrides, steps=0)
 
 
+def test_masks_of_two_views_are_told_of_where_one_is_trained_on(finetune, base_cfg, tmp_path, monkeypatch):
+    said = []
+    cfg = base_cfg.model.copy()
+    cfg.spec_augment.time_masks = 12
+    cfg.comat.consistency_weight = 0.2
+    ComatCTCModelBPE(cfg=cfg).save_to(f"{tmp_path}/two.nemo")
+    monkeypatch.setattr(logging, "warning", said.append)
+    told = "two views of each batch, with 12 time masks, and this trains on one with as many; give ++model.spec_augment"
+    for override, times in (("model.comat.weight=0", 1), ("++model.spec_augment.time_masks=5", 0),
+                            ("model.comat.consistency_weight=0.2", 0)):  # fmt: skip
+        said.clear()
+        finetune(f"{tmp_path}/two.nemo", override, steps=0)
+        assert sum(told in sentence for sentence in said) == times
+
+
 def test_one_rate_for_all_is_no_longer_the_files_rates(finetune, trained, tmp_path):
     groups = "model.optim_param_groups={decoder: {lr: 1e-3}}"
     model, *_ = finetune(trained[0], groups, steps=1)

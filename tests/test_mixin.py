@@ -201,7 +201,7 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
             with captured(**model._watched()) as seen:
                 model(input_signal=moved[0], input_signal_length=moved[1])
             torch.cuda.set_sync_debug_mode(mode)
-            output = model._comat_output(seen, *moved[2:], model._pending(*moved[2:]).result())
+            (output,) = model._comat_outputs(seen, *moved[2:], model._pending(*moved[2:]).result())
             output.loss.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -496,7 +496,8 @@ def test_the_frames_of_a_layer_are_those_that_the_encoder_goes_on_with(small_cfg
     with captured(**model._watched()) as seen, captured(raw=model.encoder.layers[1]) as own:
         model(input_signal=signal, input_signal_length=length)
     assert seen["layer 1"].equal(read["x"]) and not own["raw"].equal(read["x"])
-    assert model._comat_output(seen, *transcript, model._pending(*transcript).result()).active.any()
+    (output,) = model._comat_outputs(seen, *transcript, model._pending(*transcript).result())
+    assert output.active.any()
 
 
 @pytest.mark.parametrize("layer", [2, -3])

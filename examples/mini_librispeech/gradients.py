@@ -36,7 +36,7 @@ def gradients(model, batch):
         log_probs, frame_len, _ = model(input_signal=signal, input_signal_length=signal_len)
     ctc = model.loss(log_probs=log_probs, targets=targets, input_lengths=frame_len, target_lengths=target_len)
     teacher = model._pending(targets, target_len).result()
-    output = model._comat_output(seen, targets, target_len, teacher)
+    (output,) = model._comat_outputs(seen, targets, target_len, teacher)
     transfer = reduce_rows(output.loss, output.text_len, model.cfg.get("ctc_reduction", "mean_batch"))
     # what comes after the last layer is the encoder's own output
     frames = [seen.get(f"layer {layer}", seen["encoder"][0]) for layer in model._layers]

@@ -93,7 +93,7 @@ class AlignmentMixin(Host):
             with alone(self.encoder), captured(**self._watched(), features=self.preprocessor) as seen:
                 self.forward(input_signal=signal, input_signal_length=signal_len)
             teacher = self._ask(texts, transcript, transcript_len, signal.device).result()
-            return self._comat_output(seen, transcript, transcript_len, teacher), seen["features"]
+            return self._comat_outputs(seen, transcript, transcript_len, teacher)[0], seen["features"]
         finally:
             for module, mode in modes.items():
                 module.training = mode

@@ -168,6 +168,12 @@ def _facts(model: Any, block: DictConfig | None) -> str:
     if block is not None:
         rows["teacher"] = describe_steps(block)["teacher"]
         rows["weight of its loss"] = f"{block.weight:g}, beside CTC's 1"
+        interctc = model.cfg.get("interctc") or {}
+        if interctc.get("loss_weights"):
+            weights, layers = (", ".join(map(str, interctc[key])) for key in ("loss_weights", "apply_at_layers"))
+            rows["InterCTC"] = f"weight {weights} at layer {layers}, counted from 0"
+        if block.consistency_weight:
+            rows["CR-CTC"] = f"two views of each batch, weight {block.consistency_weight:g}"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 

@@ -9,11 +9,9 @@ from nemo.utils import logging
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from nemo_comat.comat import ComatOutput
 from nemo_comat.config import ConfigError
 from nemo_comat.models.captured import captured
 from nemo_comat.models.host import Host
-from nemo_comat.teacher import TeacherOutput
 from nemo_comat.transfer import consistency_loss, reduce_rows
 
 
@@ -65,12 +63,14 @@ class ConsistencyMixin(Host):
                 hooks.callback(keep.remove)
                 hooks.callback(compare.remove)
             yield
-        dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.encoder.modules())
+        # in evaluation neither draws, and a model, or a part that is frozen by hand, stays in it while it is trained
+        dropout = any(isinstance(part, _DropoutNd) and part.p > 0 and part.training for part in self.encoder.modules())
         if not any(augmented) and not dropout:
             logging.warning(
                 "COMAT: the two views of the first batch are equal, so model.comat.consistency_weight="
                 f"{self.consistency_weight:g} teaches nothing: neither model.spec_augment nor dropout changes a row; "
-                "turn one of them on, or set the weight to 0."
+                "turn one of them on (both are off where the model is in evaluation: call model.train()), or set the "
+                "weight to 0."
             )
 
 
@@ -90,54 +90,4 @@ def two_views(batch: Any) -> tuple[Tensor, ...]:
             f"model.comat.consistency_weight doubles the rows of a batch, which a {type(batch).__name__} does not "
             "allow; read the data without DALI, or set model.comat.consistency_weight=0."
         )
-    return tuple(twice(tensor) for tensor in batch)
-
-
-def twice(tensor: Tensor) -> Tensor:
-    """[B, ...] to [2 B, ...]: rows b and b + B are one utterance's.
-
-    Examples:
-        >>> twice(torch.tensor([3, 5])).tolist()
-        [3, 5, 3, 5]
-    """
-    return torch.cat([tensor, tensor])
-
-
-def two_answers(teacher: TeacherOutput) -> TeacherOutput:
-    """A teacher's answer for a batch as the answer for its two views.
-
-    Examples:
-        >>> read = TeacherOutput(torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([[7, 8]]), torch.tensor([False]))
-        >>> two_answers(read).token_id.tolist()
-        [[7, 8], [7, 8]]
-    """
-
-    def both(value: Any) -> Any:
-        """A tensor's rows twice, or those of a tuple's tensors."""
-        if isinstance(value, tuple):
-            return tuple(both(part) for part in value)
-        return None if value is None else twice(value)
-
-    rows = {name: both(value) for name, value in teacher._asdict().items() if name not in ("lacking", "table")}
-    return teacher._replace(**rows)
-
-
-def first_view(output: ComatOutput) -> ComatOutput:
-    """What two views of a batch gave, of the first one alone, so that rows are counted once.
-
-    Examples:
-        >>> from nemo_comat.compress import Compressed
-        >>> some = torch.zeros(4, 1)
-        >>> compressed = Compressed(some, some, some, some, some)
-        >>> first_view(ComatOutput(some, some, some, some, some, compressed)).compressed.seg_len.shape
-        torch.Size([2, 1])
-    """
-    rows = len(output.loss) // 2
-
-    def half(value: Any) -> Any:
-        """A tensor's first rows, or those of a tuple's tensors."""
-        if isinstance(value, tuple):
-            return type(value)(*(half(part) for part in value))
-        return None if value is None else value[:rows]
-
-    return half(output)
+    return tuple(torch.cat([tensor, tensor]) for tensor in batch)

@@ -24,6 +24,11 @@ class DataMixin(Host):
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """As NeMo's; where the teacher reads the manifest's texts, training batches say which samples they hold."""
+        if self.consistency_weight and (train_data_config or {}).get("use_dali"):
+            raise ConfigError(
+                "model.comat.consistency_weight doubles the rows of a batch, which DALI's batches do not allow; give "
+                "model.train_ds.use_dali=false, or model.comat.consistency_weight=0."
+            )
         with self._explained(train_data_config, "model.train_ds"):
             super().setup_training_data(train_data_config)
         if self._reads_manifest and self._train_dl is not None:

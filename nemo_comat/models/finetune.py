@@ -177,6 +177,7 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
     own = connector.read_config(path)
     cls, given = class_for(own.target, path), complete_from(cfg, own)
     keep_feedback(own, given)
+    warn_of_masks(own, given)
     if adapter_name(given) is not None:
         own.encoder._target_ = adapter_class(own.encoder._target_)
     model = cls.restore_from(
@@ -303,6 +304,25 @@ def keep_feedback(own: DictConfig, given: DictConfig) -> None:
                 f"model.comat.{key} is {ours[key]}, but the file's recogniser was trained with feedback and needs it; "
                 f"set it to null, or give {wanted}."
             )
+
+
+def warn_of_masks(own: DictConfig, given: DictConfig) -> None:
+    """Says that a file's SpecAugment is that of two views of a batch, where one is trained on.
+
+    Examples:
+        >>> from unittest.mock import patch
+        >>> own = OmegaConf.create({"comat": {"consistency_weight": 0.2}, "spec_augment": {"time_masks": 12}})
+        >>> with patch.object(logging, "warning", lambda sentence: print(sentence.partition(";")[0])):
+        ...     warn_of_masks(own, OmegaConf.create({"comat": {"consistency_weight": 0}}))
+        The file was trained on two views of each batch, with 12 time masks, and this trains on one with as many
+    """
+    before, now = ((cfg.get("comat") or {}).get("consistency_weight") for cfg in (own, given))
+    masks = (own.get("spec_augment") or {}).get("time_masks")
+    if before and now == 0 and masks and given.get("spec_augment") is None:
+        logging.warning(
+            f"The file was trained on two views of each batch, with {masks} time masks, and this trains on one with as "
+            f"many; give ++model.spec_augment.time_masks=5, or model.comat.consistency_weight={before:g}."
+        )
 
 
 def change_labels(model: ModelPT, given: DictConfig) -> None:

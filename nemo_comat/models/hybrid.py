@@ -22,6 +22,14 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
 
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         super().__init__(cfg=cfg, trainer=trainer)
+        self._check_ctc_weight()
+
+    def on_train_start(self) -> None:
+        """As `ComatMixin`'s."""
+        self._check_ctc_weight()
+        super().on_train_start()
+
+    def _check_ctc_weight(self) -> None:
         if (self.comat is not None or self.consistency_weight) and not self.ctc_loss_weight > 0:
             raise ConfigError(
                 f"model.aux_ctc.ctc_loss_weight must be above 0, got {self.ctc_loss_weight}: COMAT's segments and "

@@ -21,7 +21,7 @@ from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.models.captured import InputOf, captured
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector, class_path
-from nemo_comat.models.consistency import ConsistencyMixin, first_view, twice, two_answers
+from nemo_comat.models.consistency import ConsistencyMixin
 from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
 from nemo_comat.models.frozen import check_freeze_updates
@@ -107,7 +107,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         check_freeze_updates(self)
         logging.info(describe(self))
         self._check_width()
-        self._is_first_batch = True
+        self._is_first_batch = self._views_are_unseen = True
         if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":
             self._teacher.check_predictions()
         if self.comat is not None and self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
@@ -148,18 +148,16 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         pending = self._pending(transcript, transcript_len, *samples)
         teacher = pending.result()
         teacher = teacher._replace(text_len=torch.where(bad_audio, 0, teacher.text_len))
-        if self.consistency_weight:
-            # the teacher was asked of each text once
-            output = self._comat_output(seen, twice(transcript), twice(transcript_len), two_answers(teacher), batch_nb)
-            counted = first_view(output)
-        else:
-            output = counted = self._comat_output(seen, transcript, transcript_len, teacher, batch_nb)
+        views = self._comat_outputs(seen, transcript, transcript_len, teacher, batch_nb)
+        # rows are counted once
+        counted = views[0]
         if self._is_first_batch:
             self._is_first_batch = False
             for warning in first_batch_warnings(pending.texts, self._teacher, teacher, counted, bad_audio):
                 logging.warning(warning)
         reduction = self._ctc_config(self._cfg).get("ctc_reduction", "mean_batch")
-        transfer = reduce_rows(output.loss, output.text_len, reduction)
+        losses, text_lens = (torch.cat(column) for column in zip(*((view.loss, view.text_len) for view in views)))
+        transfer = reduce_rows(losses, text_lens, reduction)
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
@@ -262,14 +260,15 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
         return Pending(self._teacher, texts, device, add=with_what_the_loss_needs)
 
-    def _comat_output(
+    def _comat_outputs(
         self,
         seen: dict[str, Any],
         transcript: Tensor,
         transcript_len: Tensor,
         teacher: TeacherOutput,
         batch_nb: int | None = None,
-    ) -> ComatOutput:
+    ) -> list[ComatOutput]:
+        """What COMAT gives for each view of a batch, one of which is a batch of its own to it."""
         encoded, encoded_len = seen["encoder"][:2]
         log_probs = seen["decoder"] if "decoder" in seen else self._ctc_decoder()(encoder_output=encoded)
         # what comes after the last layer is the encoder's own output
@@ -280,12 +279,22 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
                     f"model.comat.encoder_layer is {layer}, which gives {frames.shape[1]} frames where the decoder "
                     f"gets {encoded.shape[2]}: the encoder shortens them in between; give a later layer, or null."
                 )
-        # another for each process and batch, equal at equal steps, whether or not a run was stopped between
-        step = 0 if self._trainer is None else self._trainer.global_step
-        seed = 0 if batch_nb is None else seed_of(torch.initial_seed(), self.global_rank, step, batch_nb)
         # Lhotse's token ids are floats where every transcript of a batch is empty; NeMo's CTC loss casts them too
-        comat = cast(CompressAlignTransfer, self.comat)
-        return comat(hidden, encoded_len, log_probs, transcript.long(), transcript_len, teacher, seed=seed)
+        comat, transcript = cast(CompressAlignTransfer, self.comat), transcript.long()
+        outputs = []
+        for view in range(len(encoded) // max(1, len(transcript))):
+            rows = slice(view * len(transcript), (view + 1) * len(transcript))
+            given = [frames[rows] for frames in hidden], encoded_len[rows], log_probs[rows]
+            seed = self._seed_of(batch_nb, view)
+            outputs.append(comat(*given, transcript, transcript_len, teacher, seed=seed))
+        return outputs
+
+    def _seed_of(self, batch_nb: int | None, view: int) -> int:
+        """Another for each process, batch and view, equal at equal steps, whether or not a run was stopped between."""
+        if batch_nb is None:
+            return 0
+        step = 0 if self._trainer is None else self._trainer.global_step
+        return seed_of(torch.initial_seed(), self.global_rank, step, batch_nb, *[view] * (view > 0))
 
     @staticmethod
     def _ctc_config(cfg: DictConfig) -> DictConfig:

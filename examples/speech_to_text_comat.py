@@ -12,8 +12,10 @@ model.encoder, as finetune_ctc_comat, trains the model of init_from_nemo_model=M
 """
 
 import functools
+import os
 import signal
 import sys
+import tarfile
 from numbers import Real
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from nemo_comat.models.finetune import allow_init_from, check_start, restore_to_
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.resume import Resumable
 from nemo_comat.models.time_left import TimeLeft
+from nemo_comat.models.tokenizer_folder import check_tokenizer_folder
 
 CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # the config that all in conf/ are based on
@@ -133,6 +136,7 @@ def complete(cfg):
     if starts_from_file(cfg):
         check_start(cfg)
         return
+    check_weights(cfg)
     check_decoders(cfg)
     if not by_characters(cfg):
         check_tokenizer(cfg)
@@ -211,17 +215,32 @@ def finds_data(cfg, model, name):
     return names_data(cfg, name) and (there or bool(cfg.model[name].get("defer_setup")))
 
 
+def check_weights(cfg):
+    """Raises where a file whose weights are to be begun with is not there; NeMo takes one, or several by name."""
+    for key in ("init_from_nemo_model", "init_from_ptl_ckpt"):
+        given = cfg.get(key) or ()
+        files = [given] if isinstance(given, str) else [block.get("path") for block in dict(given).values()]
+        for file in files:
+            # of a data store it is NeMo that says so
+            if isinstance(file, str) and "://" not in file and not os.path.exists(os.path.expanduser(file)):
+                raise ConfigError(f"{key}: {file} does not exist (seen from {Path.cwd()}); give a file's path.")
+
+
 def check_tokenizer(cfg):
-    """Raises where model.tokenizer names no folder."""
+    """Raises where model.tokenizer names no folder, or one without a tokenizer."""
     tokenizer = cfg.model.get("tokenizer") or OmegaConf.create()
     # an aggregate tokenizer has a folder for each language instead
-    if "langs" not in tokenizer and not has_value(tokenizer, "dir"):
+    langs = tokenizer.get("langs")
+    if langs is None and not has_value(tokenizer, "dir"):
         manifest = OmegaConf.select(cfg, "model.train_ds.manifest_filepath") or "train.json"
         raise ConfigError(
             "model.tokenizer.dir is missing; build a tokenizer with `python examples/build_tokenizer.py "
             f"--manifest={manifest} --data_root=tokenizers --vocab_size=128` and give model.tokenizer.dir=the folder "
             "it names."
         )
+    blocks = {"": tokenizer} if langs is None else {f"langs.{lang}.": block for lang, block in langs.items()}
+    for key, block in blocks.items():
+        check_tokenizer_folder(block, f"model.tokenizer.{key}dir")
 
 
 def check_data(cfg):
@@ -271,7 +290,7 @@ def main(cfg):
             trainer.test(model)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
-    except (ConfigError, ManifestError, TeacherError) as error:
+    except (ConfigError, ManifestError, TeacherError, tarfile.ReadError) as error:
         logging.error(str(error))
         sys.exit(1)
 

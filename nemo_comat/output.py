@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ def one_sentence(error: BaseException) -> str:
 def exit_in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
     """Ends a script with status 1 and `one_sentence`, where an OutputError, an OSError or one of errors is raised.
 
+    A tarfile.ReadError, of a ``.nemo`` file that is not whole, is such an error too.
+
     Args:
         errors: further classes of exceptions.
     Examples:
@@ -107,7 +110,7 @@ def exit_in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
         Traceback (most recent call last):
         SystemExit: a.json exists already.
     """
-    expected: tuple[type[Exception], ...] = (OutputError, OSError, *errors)
+    expected: tuple[type[Exception], ...] = (OutputError, OSError, tarfile.ReadError, *errors)
     try:
         yield
     except expected as error:

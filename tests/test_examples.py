@@ -129,20 +129,38 @@ def test_own_manifests_keep_nemos_schedule(script, manifest):
 
 
 def test_validation_and_tokenizer_may_be_given_in_nemos_other_ways(script, manifest):
-    cfg = composed("conformer_ctc_comat", f"model.train_ds.manifest_filepath={manifest}", "model.tokenizer.dir=x")
+    folder = CORPUS / "tokenizer"
+    cfg = composed(
+        "conformer_ctc_comat", f"model.train_ds.manifest_filepath={manifest}", f"model.tokenizer.dir={folder}"
+    )
     cfg.model.validation_ds = None
     script.prepare(cfg)
-    cfg.model.tokenizer = {"type": "agg", "langs": {"en": {"dir": "x", "type": "bpe"}}}
+    cfg.model.tokenizer = {"type": "agg", "langs": {"en": {"dir": str(folder), "type": "bpe"}}}
+    script.prepare(cfg)
+    # files of the tokenizer's own need no folder
+    cfg.model.tokenizer = {"type": "bpe", "dir": "x", "model_path": str(folder / "tokenizer.model")}
     script.prepare(cfg)
 
 
 def test_mistakes_get_one_sentence(script, manifest):
+    tokenizer = f"model.tokenizer.dir={CORPUS / 'tokenizer'}"
     train, dev = f"model.train_ds.manifest_filepath={manifest}", f"model.validation_ds.manifest_filepath={manifest}"
     for overrides, message in [
         ([train, dev], f"tokenizer.dir is missing; .*examples/build_tokenizer.py --manifest={manifest}"),
         ([train], "model.validation_ds.manifest_filepath is missing.* where model.train_ds.manifest_filepath may name"),
         ([dev], "names data, model.train_ds does not"),
-        (["model.train_ds.manifest_filepath=gone.json", dev, "model.tokenizer.dir=x"], "gone.json does not exist"),
+        (["model.train_ds.manifest_filepath=gone.json", dev, tokenizer], "gone.json does not exist"),
+        (
+            [train, dev, "model.tokenizer.dir=gone"],
+            r"model.tokenizer.dir=gone is no folder \(seen from .*; give the folder",
+        ),
+        ([train, dev, f"{tokenizer}/tokenizer.model"], "tokenizer.model is no folder"),
+        ([train, dev, f"model.tokenizer.dir={CORPUS}"], "has no tokenizer.model, which a tokenizer of type bpe is in"),
+        ([train, dev, tokenizer, "+init_from_nemo_model=gone.nemo"], "init_from_nemo_model: gone.nemo does not exist"),
+        (
+            [train, dev, tokenizer, "+init_from_ptl_ckpt={a: {path: gone.ckpt, include: [encoder]}}"],
+            "init_from_ptl_ckpt: gone.ckpt does not exist",
+        ),
         (["+model.comat.wieght=1"], "model.comat.wieght is not known"),
         (["model.comat.compress.pool=max"], "compress.pool must be one of"),
     ]:

@@ -321,11 +321,17 @@ def test_mistakes_get_one_sentence(script, trained, manifest):
         ([start, "++init_from_pretrained_model=me/x"], "two models to take it from"),
         (["++init_from_nemo_model=gone.nemo"], "gone.nemo does not exist"),
         (["++init_from_nemo_model={a: {path: x}}"], "One model is needed"),
+        ([f"++init_from_nemo_model={manifest}"], "is no archive; give a .nemo file"),
+        ([start, "model.tokenizer={update_tokenizer: true, dir: gone}"], "model.tokenizer.dir=gone is no folder"),
         ([start, "model.tokenizer.dir=x"], "tokenizer.dir is given, .* give model.tokenizer.update_tokenizer=true"),
         ([start, "model.tokenizer.update_tokenizer=true"], "model.tokenizer.dir is missing"),
         ([start, "model.char_labels.labels=[a,b]"], "char_labels.labels is given, .*char_labels.update_labels=true"),
         (
-            [start, "model.tokenizer={update_tokenizer: true, dir: x}", "model.adapter.adapter_name=mine"],
+            [
+                start,
+                f"model.tokenizer={{update_tokenizer: true, dir: {CORPUS}/tokenizer}}",
+                "model.adapter.adapter_name=mine",
+            ],
             "trains the adapter alone, but a new tokenizer needs a new decoder",
         ),
     ]:

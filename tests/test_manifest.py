@@ -231,6 +231,19 @@ def test_sharded_manifests_are_expanded(folder):
         check_dataset(OmegaConf.create({**cfg, "manifest_filepath": "manifest__OP_0..2_CL_.json"}), "model.train_ds")
 
 
+def test_transcripts_by_another_name_are_no_empty_ones(folder):
+    rows = [{**without("text"), "transcript": "hello"}] * 2
+    cfg = OmegaConf.create({"manifest_filepath": write(folder, *rows)})
+    message = (
+        "model.train_ds has no row with a text: .*m.json line 1 has the keys audio_filepath, duration, transcript; name"
+    )
+    with pytest.raises(ManifestError, match=message):
+        check_dataset(cfg, "model.train_ds")
+    # noise among speech has no transcript, and what is only heard needs none
+    check_dataset(OmegaConf.create({"manifest_filepath": write(folder, GOOD, *rows)}), "model.train_ds")
+    check_dataset(cfg, "model.test_ds")
+
+
 def test_empty_transcripts_are_counted(folder, said):
     rows = [GOOD, {**GOOD, "text": " "}, GOOD, {**GOOD, "text": ""}]
     check_dataset(OmegaConf.create({"manifest_filepath": write(folder, *rows)}), "model.train_ds")

@@ -697,6 +697,17 @@ def test_a_run_of_other_settings_is_not_reported_as_the_one_asked_for(data, tmp_
     assert ended.value.code == 0
 
 
+@pytest.mark.parametrize("script", [run, train])
+def test_a_wrong_override_is_one_sentence_before_anything_starts(data, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(run, "run_all", None)
+    own = ["--overrides"] if script is run else ["--arm=ctc"]
+    command = ["x.py", f"--data={data}", f"--out={tmp_path}", "--scale=cpu", *own, "model.train_ds.batchsize=4"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="^Could not override 'model.train_ds.batchsize'.*") as ended:
+        script.main()
+    assert "\n" not in str(ended.value) and not list(tmp_path.glob("ctc/*/run.json"))
+
+
 def test_settings_are_compared_without_nemo():
     check = "import run, sys; sys.exit('nemo' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=RECIPE).returncode == 0
@@ -804,6 +815,17 @@ def test_alignments_are_checked_by_words(tmp_path):
     shares = alignments.right_shares(Model(), tmp_path / "m.json", 2, [0.1])
     assert shares["as the model aligns"] == 1 and shares["by cosine"] == pytest.approx(6 / 7)
     assert 0.5 < shares["evenly"] < 1 and shares["at temperature 0.1"] == 1
+
+
+def test_alignments_of_no_model_or_no_utterance_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["alignments.py", f"{tmp_path}/gone.nemo", f"{tmp_path}/m.json"])
+    with pytest.raises(SystemExit, match="gone.nemo does not exist; give a .nemo file"):
+        alignments.main()
+    monkeypatch.setattr(alignments, "check_nemo_file", lambda file: None)
+    monkeypatch.setattr(alignments.ComatCTCModelBPE, "restore_from", lambda *args, **options: None)
+    monkeypatch.setattr(alignments, "right_shares", lambda *args: {})
+    with pytest.raises(SystemExit, match="No utterance of .*m.json could be aligned"):
+        alignments.main()
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else():

@@ -8,6 +8,7 @@ segment_log_softmax at --temperatures, and by the order alone, with segments spr
 """
 
 import argparse
+import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from nemo_comat import ComatCTCModelBPE, monotonic_align, segment_log_softmax
 from nemo_comat.models.audio import cut_out
+from nemo_comat.models.export import ExportError, check_nemo_file
 from nemo_comat.models.reference import manifest_text
 from nemo_comat.models.rows import ManifestError, read_rows
 from nemo_comat.output import exit_in_one_sentence
@@ -85,9 +87,12 @@ def main():
     parser.add_argument("--utterances", type=int, default=120)
     parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
     args = parser.parse_args()
-    model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
-    with exit_in_one_sentence(ManifestError):
+    with exit_in_one_sentence(ManifestError, ExportError):
+        check_nemo_file(args.model)
+        model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
         shares = right_shares(model, args.manifest, args.utterances, args.temperatures)
+    if not shares:
+        sys.exit(f"No utterance of {args.manifest} could be aligned; the lines above say why.")
     for way, share in shares.items():
         print(f"{100 * share:.1f} % {way}")
 

@@ -17,7 +17,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from arms import HERE, RECIPE, recorded, run_folder, settings
+from arms import HERE, RECIPE, arm_config, recorded, run_folder, settings
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from report import report
 from tqdm import tqdm
 
@@ -67,11 +69,14 @@ def launch(args, running, run, todo):
 
 
 def check_settings(args):
-    """Looks before the first run at those that are there: they would be reported as the ones that are asked for.
+    """Looks before the first run at the configs, and at the runs that are there: these would be reported as others.
 
     Raises:
         ConfigError: a folder holds a run of other settings. FileNotFoundError: there is no finished run in --start.
+        HydraException: an override fits no arm's config.
     """
+    for arm in args.arms:
+        arm_config(arm, args.data, args.out, args.scale, args.overrides)
     for seed in args.seeds:
         for arm in args.arms:
             folder = run_folder(args.out, arm, seed)
@@ -142,7 +147,7 @@ def main():
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
     stop_as_ctrl_c()
-    with exit_in_one_sentence(ValueError):
+    with exit_in_one_sentence(ValueError, HydraException, OmegaConfBaseException):
         check_settings(args)
     with exit_in_one_sentence():
         failed = run_all(args)

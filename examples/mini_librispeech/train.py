@@ -30,6 +30,7 @@ import lightning.pytorch as pl
 import torch
 from arms import HERE, RECIPE, recorded, run_folder, settings
 from features import remembered
+from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Timer
 from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
@@ -232,7 +233,7 @@ def main():
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
     args = parser.parse_intermixed_args()
-    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError):
+    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException):
         name = args.name or args.arm
         folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
     logging.info(f"Trained: {folder}")

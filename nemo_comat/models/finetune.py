@@ -5,6 +5,7 @@ The keys are those of NeMo's own scripts for fine-tuning and for adapters.
 
 import os
 from collections.abc import Iterable, Mapping
+from tarfile import is_tarfile
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -21,6 +22,7 @@ from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.models.data import LOADERS
 from nemo_comat.models.saving import begin_anew, refuse_other_feedback
+from nemo_comat.models.tokenizer_folder import check_tokenizer_folder
 
 # a class of NeMo's, and ours for files of it
 CLASSES = {
@@ -89,9 +91,13 @@ def check_start(cfg: DictConfig) -> None:
         raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
     if file is not None and not os.path.exists(os.path.expanduser(file)):
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
+    if file is not None and not os.path.isdir(os.path.expanduser(file)) and not is_tarfile(os.path.expanduser(file)):
+        raise ConfigError(f"init_from_nemo_model: {file} is no archive; give a .nemo file.")
     tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
     check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
     check_pair("char_labels.update_labels", labels.get("update_labels"), "char_labels.labels", labels.get("labels"))
+    if tokenizer.get("update_tokenizer"):
+        check_tokenizer_folder(tokenizer)
     if tokenizer.get("update_tokenizer") or labels.get("update_labels"):
         if adapter_name(cfg.model) is not None:
             raise ConfigError(

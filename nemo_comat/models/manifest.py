@@ -29,6 +29,8 @@ from nemo_comat.models.rows import (
 )
 from nemo_comat.models.tally import Tally, beyond
 
+# where NeMo's reader looks for a transcript
+TEXT_KEYS = ("text", "text_filepath", "normalized_text")
 # how a dataset reads a text of a language: its token ids, None where it gives the text up
 Reader = Callable[[Any, Any], Any]
 
@@ -169,7 +171,7 @@ def check_manifests(
         except ManifestError as error:
             raise ManifestError(f"{name}.manifest_filepath={error}") from error
     most = 0 if tarred else dataset.get("max_utts") or 0
-    tally, empty = Tally(), []
+    tally, empty, wordless = Tally(), [], []
     for path in paths:
         for row in read_rows(path):
             full = most and tally.kept == most
@@ -180,6 +182,12 @@ def check_manifests(
             _check_kept(row, tarred)
             if row.item["token_labels"] is None and isinstance(row.item["text"], str) and not row.item["text"].strip():
                 empty.append(row.where)
+                wordless += [row] * (row.given.keys().isdisjoint(TEXT_KEYS))
+    if wordless and len(wordless) == tally.kept and name == "model.train_ds":
+        raise ManifestError(
+            f"{name} has no row with a text: {wordless[0].where} has the keys {', '.join(wordless[0].given)}; name the "
+            f"transcript {' or '.join(TEXT_KEYS)}, as NeMo reads it."
+        )
     _say_what_is_left(name, paths, tally)
     if empty:
         logging.warning(

@@ -46,6 +46,7 @@ from step_arms import RANDOM_TEACHER, SIZES
 from step_measure import measure, prepare
 from step_report import TABLES
 
+from nemo_comat.config import ConfigError
 from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
@@ -92,7 +93,7 @@ def main(arguments=None):
     result = {**where(options.device), "threads": torch.get_num_threads(), "options": asked, "interrupted": False}
     result.update({key: [] for key in ("arms", "parts", "shapes", "sweep", "inference")})
     try:
-        with exit_in_one_sentence(ManifestError):
+        with exit_in_one_sentence(ConfigError, ManifestError):
             measure(options, result)
     except KeyboardInterrupt:
         result["interrupted"] = True

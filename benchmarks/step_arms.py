@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from step_data import random_bert
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
-from nemo_comat.config import teacher_arguments
+from nemo_comat.config import ConfigError, teacher_arguments
 from nemo_comat.models.consistency import two_views
 from nemo_comat.teacher import build_teacher
 
@@ -56,12 +56,19 @@ class Arm:
 
 
 def model_config(options, setting):
-    """The shipped config, with one view of a batch and the overrides, at a size, without data or InterCTC."""
+    """The shipped config, with one view of a batch and the overrides, at a size, without data or InterCTC.
+
+    Raises:
+        ConfigError: an override of what the arms differ in.
+    """
     cfg = OmegaConf.load(CONFIG)
     cfg.model.comat.consistency_weight = 0
+    cfg.model.encoder.update(SIZES[setting.size])
+    cfg.model.spec_augment.time_masks = 10 if setting.size == "large" else 5
+    for override in options.overrides:
+        if override.lstrip("+~").startswith("model.interctc"):
+            raise ConfigError(f"{override}: the arms have InterCTC and go without it; leave this override out.")
     cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(options.overrides)).model
-    cfg.encoder.update(SIZES[setting.size])
-    cfg.spec_augment.time_masks = 10 if setting.size == "large" else 5
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
     cfg.interctc = {"loss_weights": [], "apply_at_layers": []}

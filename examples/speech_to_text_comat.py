@@ -93,15 +93,18 @@ def use_embedded_corpus(cfg):
     }
     if by_characters(cfg) or starts_from_file(cfg):
         del changes["model.tokenizer.dir"]
+    views = OmegaConf.select(cfg, "model.comat.consistency_weight")
     with open_dict(cfg):
         for key, value in changes.items():
             there = OmegaConf.select(cfg, key.rpartition(".")[0]) is not None  # a block that is null or absent stays so
             if there and not any(f"{override}.".startswith(f"{key}.") for override in given):
                 OmegaConf.update(cfg, key, value, merge=False)
+    one_view = bool(views) and not cfg.model.comat.consistency_weight
     logging.info(
         f"No manifest given (model.train_ds.manifest_filepath): training on the embedded corpus in {CORPUS} with its "
-        f"own short schedule, {OmegaConf.select(cfg, 'trainer.max_epochs')} epochs; with your manifests the config's "
-        "schedule stands."
+        f"own short schedule, {OmegaConf.select(cfg, 'trainer.max_epochs')} epochs"
+        f"{f', and one view of each batch for two (model.comat.consistency_weight={views:g})' * one_view}; with your "
+        "manifests all is as the config says."
     )
 
 

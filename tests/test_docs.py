@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)\n```", re.S)
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 # languages of blocks that are neither commands nor Python
-SHOWN = {"json", "text", "bibtex"}
+SHOWN = {"json", "text"}
 
 
 class Block(NamedTuple):
@@ -78,6 +79,10 @@ def check_pip(words, folder):
     assert words[0] == "install" and all(f'"{extra}": [' in declared for extra in extras)
     for option, file in zip(words, words[1:]):
         assert option != "-c" or (ROOT / file).is_file()
+
+
+def check_tensorboard(words, folder):
+    assert find_spec("tensorboard") and words == ["--logdir", "nemo_experiments"]
 
 
 def check_pytest(words, folder):
@@ -153,7 +158,7 @@ def test_every_command_is_one_that_its_program_takes(folder, monkeypatch, page, 
     elif program == "python":
         check_script(words[0], words[1:], monkeypatch)
     else:
-        {"make": check_make, "pip": check_pip}[program](words, folder)
+        {"make": check_make, "pip": check_pip, "tensorboard": check_tensorboard}[program](words, folder)
 
 
 @pytest.mark.parametrize(

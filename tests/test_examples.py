@@ -105,12 +105,21 @@ def test_every_config_has_a_name_of_its_own():
     assert len(names) == len(CONFIGS)
 
 
+def test_a_second_view_that_was_asked_for_stays_on_the_embedded_corpus(script, monkeypatch):
+    said = []
+    monkeypatch.setattr(script.logging, "info", said.append)
+    cfg = composed("conformer_ctc_comat", "model.comat.consistency_weight=0.5")
+    script.prepare(cfg)
+    assert cfg.model.comat.consistency_weight == 0.5 and "one view" not in " ".join(said)
+
+
 def test_without_a_manifest_the_embedded_corpus_is_said_in_one_line(script, monkeypatch):
     said = []
     monkeypatch.setattr(script, "logging", type("L", (), {"info": staticmethod(said.append)}))
     cfg = composed("conformer_ctc_comat", "trainer.max_epochs=3", "model.optim.lr=0.125")
     script.prepare(cfg)
     assert len(said) == 1 and "No manifest given" in said[0] and "embedded corpus" in said[0] and "3 epochs" in said[0]
+    assert "epochs, and one view of each batch for two (model.comat.consistency_weight=0.2); with" in said[0]
     # what the command line sets stands before the corpus's own schedule
     assert cfg.trainer.max_epochs == 3 and cfg.model.optim.lr == 0.125
     assert cfg.model.optim.sched.warmup_steps == cfg.embedded_corpus.model.optim.sched.warmup_steps

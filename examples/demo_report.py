@@ -14,7 +14,21 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce, announce_nemo
 
+CORPUS = Path(__file__).resolve().parent / "demo_corpus"
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
+    parser.add_argument("model", type=Path, help=".nemo file")
+    parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
+    parser.add_argument("--html", type=Path, help="page to write (default: none)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import soundfile
@@ -22,17 +36,16 @@ from nemo.collections.asr.metrics.wer import word_error_rate
 from nemo.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report_page import Page, chart, file_uri, some  # noqa: E402
+from report_page import Page, chart, file_uri, some
 
-from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment  # noqa: E402
-from nemo_comat.models.audio import cut_out, read_audio  # noqa: E402
-from nemo_comat.models.export import ExportError, check_nemo_file  # noqa: E402
-from nemo_comat.models.manifest import check_manifests  # noqa: E402
-from nemo_comat.models.reference import manifest_text  # noqa: E402
-from nemo_comat.models.rows import ManifestError, read_rows  # noqa: E402
-from nemo_comat.output import check_outputs, exit_in_one_sentence, one_sentence, written_beside  # noqa: E402
+from nemo_comat import ComatCTCModelBPE, TeacherError, plot_alignment
+from nemo_comat.models.audio import cut_out, read_audio
+from nemo_comat.models.export import ExportError, check_nemo_file
+from nemo_comat.models.manifest import check_manifests
+from nemo_comat.models.reference import manifest_text
+from nemo_comat.models.rows import ManifestError, read_rows
+from nemo_comat.output import check_outputs, exit_in_one_sentence, one_sentence, written_beside
 
-CORPUS = Path(__file__).resolve().parent / "demo_corpus"
 # what NeMo and we log, by chart and line
 CURVES = {
     "CTC loss in training": {"CTC": "train_ctc_loss"},
@@ -252,16 +265,6 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
             build_page(model_path, rows, error_rate, picture, curves).write(html)
             lines += [*why_not, f"Report, with sound:         {html.resolve().as_uri()}"]
     return lines
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
-    parser.add_argument("model", type=Path, help=".nemo file")
-    parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
-    parser.add_argument("--html", type=Path, help="page to write (default: none)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
-    return parser.parse_args()
 
 
 def main():

@@ -17,7 +17,27 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description="Write the plain CTC model of a .nemo file.")
+    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
+    parser.add_argument("out", type=Path, metavar="OUT.nemo", help="its folder is made where it is missing")
+    parser.add_argument("--onnx", action="store_true", help="OUT.onnx beside it")
+    parser.add_argument("--torchscript", action="store_true", help="OUT.ts beside it")
+    parser.add_argument("--card", action="store_true", help="README.md beside it, a model card as the hub has them")
+    parser.add_argument("--wer", action="append", default=[], help='"NAME: PERCENT", or a file of score.py; repeatable')
+    parser.add_argument("--license", help="as the hub names it, such as apache-2.0 or cc-by-4.0")
+    parser.add_argument("--language", action="append", default=[], help="code, such as en; repeatable")
+    parser.add_argument("--dataset", action="append", default=[], help="hub name of training data; repeatable")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+    args = parser.parse_args(arguments)
+    if not args.card and (args.wer or args.license or args.language or args.dataset):
+        parser.error("--wer, --license, --language and --dataset go into the model card; give --card too.")
+    return args
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 from nemo.collections.asr.models import EncDecHybridRNNTCTCModel
@@ -51,24 +71,6 @@ def export(args):
         with written_beside(path) as file:
             model.export(str(file))
     return [args.out, *card, *graphs]
-
-
-def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description="Write the plain CTC model of a .nemo file.")
-    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
-    parser.add_argument("out", type=Path, metavar="OUT.nemo", help="its folder is made where it is missing")
-    parser.add_argument("--onnx", action="store_true", help="OUT.onnx beside it")
-    parser.add_argument("--torchscript", action="store_true", help="OUT.ts beside it")
-    parser.add_argument("--card", action="store_true", help="README.md beside it, a model card as the hub has them")
-    parser.add_argument("--wer", action="append", default=[], help='"NAME: PERCENT", or a file of score.py; repeatable')
-    parser.add_argument("--license", help="as the hub names it, such as apache-2.0 or cc-by-4.0")
-    parser.add_argument("--language", action="append", default=[], help="code, such as en; repeatable")
-    parser.add_argument("--dataset", action="append", default=[], help="hub name of training data; repeatable")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
-    args = parser.parse_args(arguments)
-    if not args.card and (args.wer or args.license or args.language or args.dataset):
-        parser.error("--wer, --license, --language and --dataset go into the model card; give --card too.")
-    return args
 
 
 def main():

@@ -13,7 +13,22 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description="Draw the alignment of one utterance.")
+    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
+    parser.add_argument("audio", type=Path, metavar="AUDIO")
+    parser.add_argument("--out", type=Path, default=Path("alignment.png"), help="default: %(default)s")
+    parser.add_argument("--lang", help="language of the text, for a model of several")
+    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
+    said = parser.add_mutually_exclusive_group(required=True)
+    said.add_argument("--text", help="what is said")
+    said.add_argument("--decode", action="store_true", help="align the model's own transcript")
+    return parser.parse_args(arguments)
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 from nemo.utils import logging
@@ -46,19 +61,6 @@ def draw(args):
     with written_beside(out) as file:
         (plot_utterance if timed else plot_alignment)(alignment, file, title=text)
     return out
-
-
-def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description="Draw the alignment of one utterance.")
-    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
-    parser.add_argument("audio", type=Path, metavar="AUDIO")
-    parser.add_argument("--out", type=Path, default=Path("alignment.png"), help="default: %(default)s")
-    parser.add_argument("--lang", help="language of the text, for a model of several")
-    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
-    said = parser.add_mutually_exclusive_group(required=True)
-    said.add_argument("--text", help="what is said")
-    said.add_argument("--decode", action="store_true", help="align the model's own transcript")
-    return parser.parse_args(arguments)
 
 
 def main():

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import align_contestants  # noqa: E402
-import align_measure  # noqa: E402
-import align_report  # noqa: E402
-import bench_align  # noqa: E402
-import machine  # noqa: E402
+import align_contestants
+import align_measure
+import align_report
+import bench_align
+import machine
 
 SHAPE = (2, 6, 3)
 

@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import bench_step  # noqa: E402
-import step_arms  # noqa: E402
-import step_data  # noqa: E402
-import step_inference  # noqa: E402
-import step_measure  # noqa: E402
-import step_parts  # noqa: E402
-import step_report  # noqa: E402
+import bench_step
+import step_arms
+import step_data
+import step_inference
+import step_measure
+import step_parts
+import step_report
 
-from nemo_comat.models.rows import ManifestError  # noqa: E402
+from nemo_comat.models.rows import ManifestError
 
 SMALL = "--device cpu --sizes tiny --batch_sizes 2 --rounds 2 --seconds 1 2".split()
 PARTS = {"labels", "pooling", "projection and score", "alignment", "transfer"}

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import align_measure  # noqa: E402
-import bench_viterbi  # noqa: E402
-import machine  # noqa: E402
-from align_contestants import Contestant  # noqa: E402
+import align_measure
+import bench_viterbi
+import machine
+from align_contestants import Contestant
 
 CPU = torch.device("cpu")
 SHAPE = (2, 7, 3, 6)

@@ -8,8 +8,8 @@ import pytest
 for needed in ("mkdocs", "griffe"):
     pytest.importorskip(needed)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-from docs_hook import PAGES, from_root, relinked  # noqa: E402
-from docs_sections import SECTION  # noqa: E402
+from docs_hook import PAGES, from_root, relinked
+from docs_sections import SECTION
 
 
 @pytest.mark.parametrize(

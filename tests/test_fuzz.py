@@ -30,8 +30,8 @@ from nemo_comat.transfer import LOSSES
 
 pytest.importorskip("hypothesis", reason="pip install hypothesis")
 
-from hypothesis import HealthCheck, Phase, event, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
 
 CASES = int(os.environ.get("FUZZ_CASES", "120"))
 SHRINK = bool(os.environ.get("SHRINK"))

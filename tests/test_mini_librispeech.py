@@ -21,27 +21,27 @@ RECIPE = ROOT / "examples" / "mini_librispeech"
 CORPUS = ROOT / "examples" / "demo_corpus"
 sys.path.insert(0, str(RECIPE))
 
-import alignments  # noqa: E402
-import arms  # noqa: E402
-import features  # noqa: E402
-import gradients  # noqa: E402
-import ngram  # noqa: E402
-import prepare  # noqa: E402
-import probe  # noqa: E402
-import records  # noqa: E402
-import report  # noqa: E402
-import run  # noqa: E402
-import score  # noqa: E402
-import speak  # noqa: E402
-import step_time  # noqa: E402
-import train  # noqa: E402
-import word_errors  # noqa: E402
-from sentencepiece import SentencePieceProcessor  # noqa: E402
-from test_mixin import babbling  # noqa: E402
+import alignments
+import arms
+import features
+import gradients
+import ngram
+import prepare
+import probe
+import records
+import report
+import run
+import score
+import speak
+import step_time
+import train
+import word_errors
+from sentencepiece import SentencePieceProcessor
+from test_mixin import babbling
 
-from nemo_comat import ComatCTCModelBPE, Teacher  # noqa: E402
-from nemo_comat.output import OutputError  # noqa: E402
-from nemo_comat.views.plot import Alignment  # noqa: E402
+from nemo_comat import ComatCTCModelBPE, Teacher
+from nemo_comat.output import OutputError
+from nemo_comat.views.plot import Alignment
 
 # seconds that a process may take on a loaded machine
 PATIENCE = 600

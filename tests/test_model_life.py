@@ -16,7 +16,7 @@ from nemo_comat import ComatCTCModelBPE, ConfigError
 from nemo_comat.models.words import target_words
 
 sys.path.insert(0, str(ROOT / "examples"))
-from build_tokenizer import build_tokenizer  # noqa: E402
+from build_tokenizer import build_tokenizer
 
 # decoding strategies of NeMo 3.0 by the module that each needs beside NeMo; wfst needs a GPU
 DECODERS = {

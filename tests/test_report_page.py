@@ -16,8 +16,8 @@ import soundfile
 from scripts import EXAMPLES
 
 sys.path.insert(0, str(EXAMPLES))
-import report_page  # noqa: E402
-from report_page import Page, Sound, chart, compared, file_uri, manifest_audio, sound_uri  # noqa: E402
+import report_page
+from report_page import Page, Sound, chart, compared, file_uri, manifest_audio, sound_uri
 
 VOID = {"meta", "img", "br"}
 

@@ -12,10 +12,23 @@ from nemo_comat import Teacher
 from nemo_comat.waiting import announce, kept_out
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [
+    file
+    for folder in ("examples", "examples/mini_librispeech", "benchmarks")
+    for file in sorted((ROOT / folder).glob("*.py"))
+    if '__name__ == "__main__"' in file.read_text() and "announce_nemo" in file.read_text()
+]
+# these load NeMo once they are at work
+LATE = ("build_tokenizer", "prepare")
+# Hydra reads the arguments of these, and bench_step's choices are those of what it imports
+SLOW = ("speech_to_text_comat", "cache_teacher", "bench_step")
 # runs scripts whose imports end at the first that is slow, and prints what each has said until then
 STOPPED = """
-import io, json, runpy, sys
+import argparse, io, json, runpy, sys
 from contextlib import redirect_stderr
+from unittest.mock import MagicMock
+
+argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_intermixed_args = MagicMock()
 
 class Stop:
     def find_spec(self, name, path=None, target=None):
@@ -44,18 +57,8 @@ def run(code, *arguments, **environment):
 
 
 def test_scripts_say_that_nemo_is_loaded_before_anything_slow():
-    scripts = [
-        str(file)
-        for folder in ("examples", "examples/mini_librispeech", "benchmarks")
-        for file in sorted((ROOT / folder).glob("*.py"))
-        if '__name__ == "__main__"' in file.read_text() and "announce_nemo" in file.read_text()
-    ]
-    assert len(scripts) > 10
-    said = json.loads(run(STOPPED, *scripts)[0])
-    assert said.keys() == set(scripts)
-    # these load NeMo once they are at work
-    late = ("build_tokenizer.py", "prepare.py")
-    own = {file: what for file, what in said.items() if not file.endswith(late)}
+    own = json.loads(run(STOPPED, *(str(script) for script in SCRIPTS if script.stem not in LATE))[0])
+    assert len(own) == len(SCRIPTS) - len(LATE) > 10
     assert all(stderr.startswith("Loading NeMo; this takes") for stderr, _ in own.values()), own
     assert all(stopped in ("nemo", "torch", "lightning") for _, stopped in own.values()), own
 
@@ -113,3 +116,11 @@ def test_a_teacher_is_announced_and_loads_without_a_report(capfd, caplog):
     ]
     said = capfd.readouterr()
     assert "LOAD REPORT" not in said.out + said.err and "Loading weights" not in said.err
+
+
+@pytest.mark.parametrize("script", [file for file in SCRIPTS if file.stem not in SLOW], ids=lambda script: script.stem)
+def test_help_and_mistakes_do_not_wait_for_nemo(script):
+    for arguments, status in (["--help"], 0), (["--no-such-option"], 2):
+        found = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+        assert found.returncode == status and f"usage: {script.name}" in found.stdout + found.stderr
+        assert "Loading NeMo" not in found.stderr

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from build_tokenizer import FILES, build_tokenizer  # noqa: E402
+from build_tokenizer import FILES, build_tokenizer
 
-from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
 

@@ -15,7 +15,18 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Share of segments aligned with a token of their own word.")
+    parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--utterances", type=int, default=120)
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import torch
@@ -81,12 +92,7 @@ def right_shares(model, manifest, utterances, temperatures=()):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Share of segments aligned with a token of their own word.")
-    parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--utterances", type=int, default=120)
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
-    args = parser.parse_args()
+    args = parse_args()
     with exit_in_one_sentence(ManifestError, ExportError):
         check_nemo_file(args.model)
         model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")

@@ -12,7 +12,17 @@ from statistics import median
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Compare the gradients of CTC and of the transfer.")
+    parser.add_argument("folders", nargs="+", type=Path, help="RUNS/NAME/seedN, of COMAT runs")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--batches", type=int, default=10, help="default: %(default)s")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import torch
@@ -60,11 +70,7 @@ def measure(folder, data, batches=10):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compare the gradients of CTC and of the transfer.")
-    parser.add_argument("folders", nargs="+", type=Path, help="RUNS/NAME/seedN, of COMAT runs")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--batches", type=int, default=10, help="default: %(default)s")
-    args = parser.parse_args()
+    args = parse_args()
     for folder in args.folders:
         with exit_in_one_sentence(ManifestError):
             numbers = measure(folder, args.data, args.batches)

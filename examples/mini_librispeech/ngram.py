@@ -16,7 +16,23 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Score a finished run with an n-gram language model.")
+    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
+    parser.add_argument("--overwrite", action="store_true", help="replace a text or a result that is there already")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
+    task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 from nemo.collections.asr.parts.submodules.ngram_lm.constants import DEFAULT_TOKEN_OFFSET
@@ -29,8 +45,6 @@ from word_errors import errors, rate
 from nemo_comat import ComatCTCModelBPE
 from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
-
-ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 def as_characters(tokenizer, text):
@@ -80,15 +94,7 @@ def score_with(folder, data, lm, alphas=ALPHAS, overwrite=False):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Score a finished run with an n-gram language model.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
-    parser.add_argument("--overwrite", action="store_true", help="replace a text or a result that is there already")
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
-    task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
-    args = parser.parse_args()
+    args = parse_args()
     with exit_in_one_sentence(ManifestError):
         if args.text is not None:
             check_outputs([args.text], inputs=[args.data], overwrite=args.overwrite)

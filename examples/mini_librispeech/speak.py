@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "demo_corpus")]
-from build_corpus import load_tts, synthesise, write_opus  # noqa: E402
-from build_tokenizer import read_texts  # noqa: E402
+from build_corpus import load_tts, synthesise, write_opus
+from build_tokenizer import read_texts
 
-from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
 WORDS = (4, 12)
 SPEED_RANGE = (0.65, 0.85)  # of the voice's own pace, about 4 words a second

@@ -13,13 +13,25 @@ from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 
+from arms import RECIPE, arm_config
+
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Say where the time of a training step goes.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--scale", choices=list(RECIPE.scales), default="cpu_real", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each precision (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.encoder.d_model=176")
+    return parser.parse_intermixed_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import torch
-from arms import RECIPE, arm_config
 from nemo.utils import logging
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
@@ -101,12 +113,7 @@ def table(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Say where the time of a training step goes.")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--scale", choices=list(RECIPE.scales), default="cpu_real", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=8, help="steps of each precision (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.encoder.d_model=176")
-    args = parser.parse_intermixed_args()
+    args = parse_args()
     torch.set_num_threads(1)
     with exit_in_one_sentence(ConfigError, ManifestError):
         print(table(measure(args.data, args.scale, args.steps, args.overrides)))

@@ -21,14 +21,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from arms import HERE, RECIPE, recorded, run_folder, settings
+
 from nemo_comat.waiting import announce_nemo
 
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Train one arm of the recipe with one seed.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
+    parser.add_argument("--arm", choices=list(RECIPE.arms), required=True)
+    parser.add_argument("--name", help="the run's folder in OUT (default: the arm)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
+    return parser.parse_intermixed_args()
+
+
 if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import lightning.pytorch as pl
 import torch
-from arms import HERE, RECIPE, recorded, run_folder, settings
 from features import remembered
 from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Timer
@@ -36,11 +52,11 @@ from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
 
 sys.path.insert(0, str(HERE.parent))
-from speech_to_text_comat import build  # noqa: E402
+from speech_to_text_comat import build
 
-from nemo_comat import ConfigError, TeacherError  # noqa: E402
-from nemo_comat.models.manifest import ManifestError  # noqa: E402
-from nemo_comat.output import exit_in_one_sentence, written_beside  # noqa: E402
+from nemo_comat import ConfigError, TeacherError
+from nemo_comat.models.manifest import ManifestError
+from nemo_comat.output import exit_in_one_sentence, written_beside
 
 LOGGED = (
     "val_wer",
@@ -223,16 +239,7 @@ def fit(cfg, run, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train one arm of the recipe with one seed.")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
-    parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
-    parser.add_argument("--arm", choices=list(RECIPE.arms), required=True)
-    parser.add_argument("--name", help="the run's folder in OUT (default: the arm)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
-    args = parser.parse_intermixed_args()
+    args = parse_args()
     with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException):
         name = args.name or args.arm
         folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)

@@ -13,7 +13,7 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf, open_dict
 
-from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector, ConfigError, Teacher
+from nemo_comat import ComatCTCModelBPE, ComatSaveRestoreConnector, ConfigError
 
 OUTSIDER = """
 import sys
@@ -37,7 +37,8 @@ def model(small_cfg):
 
 @pytest.fixture
 def no_teacher(monkeypatch):
-    monkeypatch.setattr(Teacher, "_load", lambda *args, **kwargs: pytest.fail("the teacher was loaded"))
+    loader = "nemo_comat.teacher.language_model.load"
+    monkeypatch.setattr(loader, lambda *args, **kwargs: pytest.fail("the teacher was loaded"))
 
 
 def audio_of(manifest, n=4):

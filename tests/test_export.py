@@ -151,7 +151,7 @@ def test_the_card_invents_nothing(exported):
 
 
 def test_the_card_names_the_losses_beside_it(exported):
-    plain, block = plain_model(exported[0] / "dual.nemo"), read_comat_config({"consistency_weight": 0.2})
+    plain, block = plain_model(exported[1] / "dual.nemo"), read_comat_config({"consistency_weight": 0.2})
     assert "InterCTC" not in model_card(plain, read_comat_config({}), "asr").text
     plain.cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [7]}
     text = model_card(plain, block, "asr").text

@@ -100,7 +100,7 @@ def test_what_is_stopped_is_kept_where_ends_are_not(small_cfg, tmp_path):
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_without_checkpoints_none_is_promised(small_cfg, tmp_path, monkeypatch, by):
+def test_without_checkpoints_none_is_promised(small_cfg, tmp_path, monkeypatch, interrupts, by):
     said = []
     for level in ("info", "warning"):
         monkeypatch.setattr(logging, level, lambda message, *args, **options: said.append(str(message)))

@@ -45,7 +45,16 @@ def load(auto_class: Any, name: str, path: str, **options: Any) -> Any:
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Gives a model's parameters the type that it was loaded in: some models' code says float32 of a few."""
+    """Gives a model's parameters the type that it was loaded in: some models' code says float32 of a few.
+
+    Args:
+        model: of transformers, changed in place. dtype: of its parameters, but for those that it keeps in float32.
+    Examples:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> cast_parameters(layer, torch.bfloat16)
+        >>> layer.weight.dtype
+        torch.bfloat16
+    """
     # where float32 is meant, transformers has seen to it
     lists = (getattr(model, key, None) for key in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
     kept = [part for parts in lists for part in parts or ()]
@@ -57,7 +66,12 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> None:
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that multiplies it itself, and float32 elsewhere."""
+    """bfloat16 on a GPU that multiplies it itself, and float32 elsewhere.
+
+    Examples:
+        >>> fastest_dtype(torch.device("cpu"))
+        torch.float32
+    """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32

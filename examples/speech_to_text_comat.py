@@ -221,10 +221,10 @@ def finds_data(cfg, model, name):
 def check_weights(cfg):
     """Raises where a file whose weights are to be begun with is not there; NeMo takes one, or several by name."""
     for key in ("init_from_nemo_model", "init_from_ptl_ckpt"):
-        given = cfg.get(key) or ()
-        files = [given] if isinstance(given, str) else [block.get("path") for block in dict(given).values()]
-        for file in files:
-            # of a data store it is NeMo that says so
+        given = cfg.get(key)
+        blocks = given.values() if OmegaConf.is_dict(given) else ()
+        for file in [given, *(block.get("path") for block in blocks if OmegaConf.is_dict(block))]:
+            # what is no path of this machine, such as a data store's, is left to NeMo
             if isinstance(file, str) and "://" not in file and not os.path.exists(os.path.expanduser(file)):
                 raise ConfigError(f"{key}: {file} does not exist (seen from {Path.cwd()}); give a file's path.")
 

@@ -24,7 +24,7 @@ from nemo.collections.common.tokenizers.aggregate_tokenizer import TokenizerWrap
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from omegaconf import OmegaConf
-from speech_to_text_comat import by_characters, check_data, complete
+from speech_to_text_comat import check_data, complete
 from tqdm import tqdm
 
 from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
@@ -35,6 +35,7 @@ from nemo_comat.models.lhotse_manifest import multi_blocks
 from nemo_comat.models.manifest import manifest_paths
 from nemo_comat.models.reference import manifest_text, reference_text
 from nemo_comat.models.rows import ManifestError, expand, read_rows
+from nemo_comat.models.training_config import by_characters
 from nemo_comat.output import one_sentence
 from nemo_comat.teacher import build_teacher
 

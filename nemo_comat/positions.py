@@ -1,6 +1,7 @@
 """Position encodings."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ def sinusoids(length: int, dim: int, *, device: torch.device | None = None) -> T
         >>> sinusoids(2, 4)[0].tolist(), round(sinusoids(2, 4)[1, 0].item(), 4)  # sin(1)
         ([0.0, 1.0, 0.0, 1.0], 0.8415)
     """
-    rate = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000) / dim))
-    angle = torch.arange(length, device=device)[:, None] * rate
+    # float32 where PyTorch's default is another too, as it is within a step of Lightning's bf16-true
+    number = partial(torch.arange, device=device, dtype=torch.float32)
+    rate = torch.exp(number(0, dim, 2) * (-math.log(10000) / dim))
+    angle = number(length)[:, None] * rate
     return torch.stack((angle.sin(), angle.cos()), 2).flatten(1)[:, :dim]

@@ -15,6 +15,15 @@ def run(module, hidden, frame_len, text_len, n_tokens):
     return module(hidden, torch.tensor(frame_len), None, None, None, torch.tensor(text_len), n_tokens)
 
 
+def test_sinusoids_are_as_exact_where_the_default_is_not():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = sinusoids(600, 16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32 and got.equal(sinusoids(600, 16))
+
+
 def test_sinusoids_by_hand():
     got = sinusoids(3, 5)
     rates = [1.0, 10000 ** (-2 / 5), 10000 ** (-4 / 5)]

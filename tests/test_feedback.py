@@ -17,7 +17,7 @@ KINDS = [True, "ctc"]
 
 
 def with_feedback(cfg, feedback, **more):
-    cfg.comat.update(encoder_layer=0, feedback=feedback, **more)
+    cfg.comat.update({"encoder_layer": 0, "feedback": feedback, **more})
     return cfg
 
 
@@ -110,6 +110,21 @@ def test_it_starts_from_a_plain_model(small_cfg):
     model = ComatCTCModelBPE(cfg=small_cfg)
     model.load_state_dict(plain.state_dict())
     assert hear(model)[0].equal(hear(plain)[0])
+
+
+@pytest.mark.parametrize("feedback", KINDS)
+def test_weights_that_are_fed_into_another_layer_are_refused(small_cfg, feedback):
+    small_cfg.encoder.n_layers = 3
+    model = ComatCTCModelBPE(cfg=with_feedback(small_cfg, feedback))
+    torch.nn.init.normal_(model.nemo_comat_feedback[0].back.weight)
+    of_before = model.state_dict()
+    del of_before["nemo_comat_feedback.layers"]  # which older files do not have
+    again = ComatCTCModelBPE(cfg=small_cfg)
+    again.load_state_dict(of_before)
+    assert hear(again)[0].equal(hear(model)[0])
+    other = ComatCTCModelBPE(cfg=with_feedback(small_cfg.copy(), feedback, encoder_layer=1))
+    with pytest.raises(ConfigError, match="The feedback of these weights does not fit this model"):
+        other.load_state_dict(model.state_dict(), strict=False)
 
 
 def test_self_conditioned_ctc_needs_no_teacher(small_cfg):

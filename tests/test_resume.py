@@ -23,7 +23,10 @@ class Stopper(pl.Callback):
     """Keeps each step's loss, and sends a signal to the process in the midst of a step."""
 
     def __init__(self, stop_at, by):
-        self.stop_at, self.by, self.losses = stop_at, by, {}
+        self.stop_at, self.by, self.losses, self.validated = stop_at, by, {}, []
+
+    def on_validation_end(self, trainer, model):
+        self.validated.append(trainer.global_step)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.losses[trainer.global_step] = float(trainer.callback_metrics["train_loss"])
@@ -33,7 +36,7 @@ class Stopper(pl.Callback):
 
 def fit(cfg, folder, stop_at=None, by=signal.SIGTERM, *, epochs=2, stopper=Stopper, save_last=None, **more):
     """Trains two epochs with exp_manager, or what is left of them; returns the losses of its steps."""
-    stopper = stopper(stop_at, by)
+    stopper = stopper(stop_at, by) if isinstance(stopper, type) else stopper
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_epochs=epochs, logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Resumable(), stopper],
@@ -83,6 +86,14 @@ def test_a_run_that_is_stopped_in_mid_epoch_goes_on_exactly(small_cfg, whole, tm
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [list(losses) for losses in parts] == [[1], [2, 3, 4, 5, 6], [7, 8]]
     assert {**parts[0], **parts[1], **parts[2]} == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_validation_that_is_due_after_the_first_step_is_held(small_cfg, whole, tmp_path):
+    small_cfg.train_ds.batch_size = 4
+    stopper = Stopper(None, signal.SIGTERM)
+    parts = [fit(small_cfg, tmp_path, stop_at=3), fit(small_cfg, tmp_path, stopper=stopper)]
+    assert stopper.validated == [4, 8]
+    assert {**parts[0], **parts[1]} == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("first", [dict(epochs=1), dict(stop_at=4)])

@@ -36,6 +36,8 @@ class FeedbackMixin(Host):
             dims = [block.projection.dim] * len(layers)
         with torch.random.fork_rng(devices=[]):
             self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._cfg.encoder.d_model) for dim in dims)
+        # weights that are fed into other layers are refused by it, though their shapes are the same
+        self.nemo_comat_feedback.register_buffer("layers", torch.tensor([layer for _, layer in layers]))
         for number, (named, layer) in enumerate(layers):
             self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 

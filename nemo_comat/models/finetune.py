@@ -21,7 +21,6 @@ from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelB
 from nemo_comat.config import ConfigError
 from nemo_comat.models.checkpoint import ComatSaveRestoreConnector
 from nemo_comat.models.data import LOADERS
-from nemo_comat.models.saving import begin_anew, refuse_other_feedback
 from nemo_comat.models.tokenizer_folder import check_tokenizer_folder
 
 # a class of NeMo's, and ours for files of it
@@ -39,14 +38,11 @@ NULLABLE = ("optim_param_groups",)
 
 
 class FinetuneConnector(ComatSaveRestoreConnector):
-    """Restores a model whose COMAT part may differ from the file's: then it begins anew, and the log says so."""
+    """Restores a model whose COMAT may differ from the file's: parts that do begin anew, and the log says so."""
 
     def load_instance_with_state_dict(self, instance: Any, state_dict: Mapping[str, Any], strict: bool) -> None:
-        """As NeMo's; the file's COMAT part, or its context network alone, is left out where it does not fit."""
-        own = instance.state_dict()
-        refuse_other_feedback(own, state_dict)
-        state_dict = begin_anew(own, state_dict)
-        super().load_instance_with_state_dict(instance, state_dict, strict)
+        """As NeMo's; what does not fit of the file's COMAT is left out."""
+        super().load_instance_with_state_dict(instance, instance.to_begin_with(state_dict), strict)
 
 
 def allow_init_from(arguments: Iterable[str]) -> list[str]:

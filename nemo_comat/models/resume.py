@@ -116,6 +116,10 @@ class Resumable(pl.Callback):
             set_random_state(self._stopped["random"])
         self._stopped = None
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Lets a validation that is due after the first batch of a resumed run be held; NeMo's loop would skip it."""
+        trainer.fit_loop.epoch_loop.restarting = False
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C is SIGTERM, once: in the middle of a step there is nothing whole to save."""
         self._give_interrupt_back()

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
+from omegaconf import DictConfig
 from torch import Tensor
 
 from nemo_comat.config import ConfigError
@@ -18,10 +19,13 @@ FEEDBACK_PREFIX = "nemo_comat_feedback."
 # statistics of the teacher's vectors, which a model has where its config asks for them
 STATISTICS_PREFIX = f"{COMAT_PREFIX}normalize."
 CONTEXT_PREFIX = f"{COMAT_PREFIX}context."
-
-
+PROJECTION_PREFIXES = (f"{COMAT_PREFIX}projection.", f"{COMAT_PREFIX}lower_projections.")
+# numbers of the encoder's layers that are fed back; older files have no such tensor
+FED_LAYERS = f"{FEEDBACK_PREFIX}layers"
 # what is trained of ours
 OURS = (COMAT_PREFIX, FEEDBACK_PREFIX)
+# parts of COMAT that one of two models may lack, and what the log calls them
+OPTIONAL = {"context": "context network", "normalize": "statistics of the teacher's vectors"}
 
 
 def shapes_of(
@@ -55,7 +59,7 @@ def refuse_another_part(mine: Mapping[str, torch.Size], state_dict: Mapping[str,
         Traceback (most recent call last):
         nemo_comat.config.ConfigError: The checkpoint to go on from has another comat block: it lacks comat.w; ...
     """
-    theirs = shapes_of(state_dict, OURS, without=STATISTICS_PREFIX)  # statistics are no weights
+    theirs = shapes_of(state_dict, OURS, without=(STATISTICS_PREFIX, FED_LAYERS))  # which are no weights
     named = {
         "it lacks": sorted(mine.keys() - theirs.keys()),
         "it has": sorted(theirs.keys() - mine.keys()),
@@ -91,11 +95,14 @@ def _as_ours(
     return state_dict
 
 
-def refuse_other_feedback(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:
+def refuse_other_feedback(
+    ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, of_projections: bool = False
+) -> None:
     """Raises where the weights to begin with have feedback and the model has another or none.
 
     Args:
         ours: the model's weights by name. state_dict: the others.
+        of_projections: True where the model feeds projections back (`comat.feedback: true`), which must fit too then.
     Raises:
         ConfigError: without their feedback the recogniser's weights say something else.
     Examples:
@@ -104,54 +111,72 @@ def refuse_other_feedback(ours: Mapping[str, Tensor], state_dict: Mapping[str, T
         Traceback (most recent call last):
         nemo_comat.config.ConfigError: The feedback of these weights does not fit this model; ...
     """
-    theirs, mine = (shapes_of(weights, FEEDBACK_PREFIX) for weights in (state_dict, ours))
-    if theirs and theirs != mine:
+    if not shapes_of(state_dict, FEEDBACK_PREFIX):
+        return
+    prefixes = (FEEDBACK_PREFIX, *PROJECTION_PREFIXES) if of_projections else (FEEDBACK_PREFIX,)
+    theirs, mine = (shapes_of(weights, prefixes, FED_LAYERS) for weights in (state_dict, ours))
+    fed = [weights[FED_LAYERS].tolist() for weights in (state_dict, ours) if FED_LAYERS in weights]
+    if theirs != mine or (len(fed) == 2 and fed[0] != fed[1]):
         raise ConfigError(
             "The feedback of these weights does not fit this model; give the model.comat.feedback and "
             "model.comat.encoder_layer that they were trained with, and a model.comat.teacher and a "
-            "model.comat.projection of their width."
+            "model.comat.projection of their shape."
         )
 
 
 def begin_anew(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights to begin with, without a COMAT part, or a context network, that has other shapes than the model's.
+    """Weights to begin with, where each part of COMAT that has other shapes than the model's has the model's values.
 
     Args:
         ours: the model's weights by name. state_dict: the others.
     Returns:
-        dict; the log says what was left out.
+        dict; the log says what was left out. Weights without any COMAT part are as they were.
     Examples:
-        >>> list(begin_anew({"comat.w": torch.zeros(2)}, {"comat.w": torch.zeros(9), "encoder.w": torch.zeros(3)}))
-        ['encoder.w']
+        >>> ours = {"comat.projection.w": torch.zeros(2), "comat.compressor.w": torch.zeros(1)}
+        >>> theirs = {"comat.projection.w": torch.ones(2), "comat.compressor.w": torch.ones(9)}
+        >>> begin_anew(ours, theirs)
+        {'comat.projection.w': tensor([1., 1.]), 'comat.compressor.w': tensor([0.])}
     """
-    # the context and the statistics may be on one side alone, which loading sees to
-    apart = (CONTEXT_PREFIX, STATISTICS_PREFIX)
-    for what, prefix, without in (
-        ("COMAT part", COMAT_PREFIX, apart),
-        ("context network", CONTEXT_PREFIX, ()),
-        ("statistics of the teacher's vectors", STATISTICS_PREFIX, ()),
-    ):
-        mine, theirs = (shapes_of(weights, prefix, without) for weights in (ours, state_dict))
-        if mine and theirs and mine != theirs:
-            logging.info(f"The {what} of these weights is not of this comat block's shape: it begins anew.")
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
+    mine, theirs = (_by_part(weights) for weights in (ours, state_dict))
+    if not mine.keys() - OPTIONAL or not theirs.keys() - OPTIONAL:
+        return state_dict
+    for part in sorted(mine.keys() | theirs.keys()):
+        names = mine.get(part, {}), theirs.get(part, {})
+        # what is optional and on one side alone, loading sees to
+        if names[0] == names[1] or (part in OPTIONAL and not all(names)):
+            continue
+        then = "it begins anew" if names[0] else "it is left out"
+        what = OPTIONAL.get(part, part)
+        logging.info(f"The {what} of these weights is not of this comat block's shape: {then}.")
+        kept = {key: value for key, value in state_dict.items() if key not in names[1]}
+        state_dict = {**kept, **{key: ours[key] for key in names[0]}}
     return state_dict
+
+
+def _by_part(weights: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:
+    """Shapes of COMAT's weights by part and name; the projections of all layers are one part."""
+    found: dict[str, dict[str, torch.Size]] = {}
+    for name, shape in shapes_of(weights, COMAT_PREFIX).items():
+        part = name.removeprefix(COMAT_PREFIX).partition(".")[0]
+        found.setdefault("projection" if part == "lower_projections" else part, {})[name] = shape
+    return found
 
 
 class SavingMixin(Host):
     """The part of `ComatMixin` that sees to ``.nemo`` and ``.ckpt`` files."""
 
+    _cfg: DictConfig
     _save_restore_connector: SaveRestoreConnector
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any) -> Any:
         """As PyTorch's; a plain CTC model's weights are accepted whole, and ours are left out where COMAT is off.
 
-        With strict=False, as in NeMo's ways to begin with a file's weights, a COMAT part of other shapes is left out.
+        With strict=False, as in NeMo's ways to begin with a file's weights, parts of COMAT of other shapes are left
+        out.
         """
         ours = self.state_dict()
         if not strict:
-            refuse_other_feedback(ours, state_dict)
-            state_dict = begin_anew(ours, state_dict)
+            state_dict = self.to_begin_with(state_dict)
         state_dict = _as_ours(
             state_dict,
             ours,
@@ -175,7 +200,22 @@ class SavingMixin(Host):
         )
         # a model without feedback refuses weights with it: they would say something else there
         state_dict = _as_ours(state_dict, ours, FEEDBACK_PREFIX, "These weights have no feedback: it begins as none.")
+        if FED_LAYERS in ours:
+            state_dict = {FED_LAYERS: ours[FED_LAYERS], **state_dict}
         return super().load_state_dict(state_dict, strict, *args, **kwargs)
+
+    def to_begin_with(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Weights that a model of another comat block may have left, as far as they fit this one.
+
+        Args:
+            state_dict: by name.
+        Raises:
+            ConfigError: their feedback is another.
+        """
+        ours = self.state_dict()
+        of_projections = (self._cfg.get("comat") or {}).get("feedback") is True
+        refuse_other_feedback(ours, state_dict, of_projections=of_projections)
+        return begin_anew(ours, state_dict)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As NeMo's; where training is to go on, our part must be the one that the optimizer's state is of.

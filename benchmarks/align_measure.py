@@ -71,6 +71,8 @@ def bench(shape, device, dtype, layout, rounds):
         if contestant.arrays * cells * 4 + taken > 0.8 * left:
             field.remove(contestant)
             rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
+    if not field:
+        return rows
     measured = measure(field, pool, device, rounds)
     moved = cells * dtype.itemsize + 4 * batch * segs
     verdicts = judge(pool, [answers for _, answers, _ in measured])

@@ -58,6 +58,8 @@ def main(arguments=None):
         rows += bench(shape, device, dtype, options.layout, options.rounds)
         print(f"measured {shape}", flush=True)
     print(table(rows, device.type == "cuda"))
+    if not any("seconds" in row for row in rows):
+        raise SystemExit("no shape was measured, for want of memory; give smaller --shapes")
     settings = {"dtype": options.dtype, "layout": options.layout, "rounds": options.rounds}
     with exit_in_one_sentence(), written_beside(options.out / "align.json") as file:
         file.write_text(json.dumps({**place, **settings, "rows": rows}, indent=1) + "\n")

@@ -110,6 +110,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("bench_cache"), help="folder for cache.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     options = parser.parse_args()
+    if options.texts < options.batch:
+        parser.error(f"--texts {options.texts} are fewer than a batch has; give {options.batch} or more.")
     with exit_in_one_sentence():
         check_outputs([options.out / "cache.json"], overwrite=options.overwrite)
         options.out.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def read_options(arguments):
 
 
 def main(arguments=None):
-    """Measures, prints the tables, writes step.json and returns what is in it; an interruption keeps what is done."""
+    """Measures, prints the tables, writes step.json and returns what is in it, also where it ends early."""
     options = read_options(arguments)
     with exit_in_one_sentence():
         check_outputs([options.out / "step.json"], overwrite=options.overwrite)
@@ -90,20 +90,29 @@ def main(arguments=None):
     asked = {
         key: str(value) if isinstance(value, (Path, torch.device)) else value for key, value in vars(options).items()
     }
-    result = {**where(options.device), "threads": torch.get_num_threads(), "options": asked, "interrupted": False}
+    result = {**where(options.device), "threads": torch.get_num_threads(), "options": asked, "interrupted": True}
     result.update({key: [] for key in ("arms", "parts", "shapes", "sweep", "inference")})
     try:
         with exit_in_one_sentence(ConfigError, ManifestError):
             measure(options, result)
+        result["interrupted"] = False
     except KeyboardInterrupt:
-        result["interrupted"] = True
+        pass
+    finally:
+        report(options.out / "step.json", result)
+    return result
+
+
+def report(file, result):
+    """Prints the tables of what was measured and writes it; of a run that measured nothing, nothing."""
+    if not any(result[key] for key in TABLES):
+        return
     for key, table in TABLES.items():
         if result[key]:
             print(f"\n{table(result[key])}", flush=True)
-    with exit_in_one_sentence(), written_beside(options.out / "step.json") as file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\nwritten: {options.out / 'step.json'}" + ", of an interrupted run" * result["interrupted"])
-    return result
+    with exit_in_one_sentence(), written_beside(file) as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwritten: {file}" + ", of an interrupted run" * result["interrupted"])
 
 
 if __name__ == "__main__":

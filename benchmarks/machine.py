@@ -39,9 +39,10 @@ def copy_bandwidth(device):
 
 
 def memory_left(device):
+    """Bytes that can be had on a device; on a CPU those too that hold files which can be read again."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return kilobytes("/proc/meminfo", "MemAvailable")
 
 
 def commit_here():
@@ -76,14 +77,21 @@ def line_of(place):
 
 
 def the_device(name):
-    """The torch.device of a name, "cuda" being the current GPU."""
+    """The torch.device of a name, "cuda" being the current GPU; one that is named becomes the current one."""
     device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(device)  # events and graphs are of the current one's stream
     return device
 
 
 def resident(key):
     """Bytes that Linux counts of this process under a key, such as VmRSS or VmHWM."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return kilobytes("/proc/self/status", key)
+
+
+def kilobytes(file, key):
+    """Bytes that a file of Linux's gives under a key in kB."""
+    status = dict(line.split(":", 1) for line in Path(file).read_text().splitlines())
     return 1024 * int(status[key].split()[0])

@@ -37,6 +37,19 @@ class Setting:
     labels: str
 
 
+# what an override would not change, and what does
+SET_HERE = {
+    "model.interctc": "on in an arm of its own",
+    "model.tokenizer.dir": "--tokenizer's",
+    "model.comat.compress.labels": "--labels'",
+    "model.comat.teacher.name": "--teacher's",
+    "model.optim": "one that hardly moves the weights",
+    "model.train_ds": "null",
+    "model.validation_ds": "null",
+    "model.test_ds": "null",
+}
+
+
 @dataclass
 class Arm:
     """One model and what was measured of it; seconds and active (share of rows) have an entry for each round.
@@ -59,16 +72,20 @@ def model_config(options, setting):
     """The shipped config, with one view of a batch and the overrides, at a size, without data or InterCTC.
 
     Raises:
-        ConfigError: an override of what the arms differ in.
+        ConfigError: an override of what is set here.
     """
     cfg = OmegaConf.load(CONFIG)
     cfg.model.comat.consistency_weight = 0
     cfg.model.encoder.update(SIZES[setting.size])
     cfg.model.spec_augment.time_masks = 10 if setting.size == "large" else 5
     for override in options.overrides:
-        if override.lstrip("+~").startswith("model.interctc"):
-            raise ConfigError(f"{override}: the arms have InterCTC and go without it; leave this override out.")
-    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(options.overrides)).model
+        key = override.lstrip("+~").partition("=")[0]
+        if override.startswith("~"):
+            raise ConfigError(f"{override} takes a key out; give overrides of the form KEY=VALUE.")
+        for own, instead in SET_HERE.items():
+            if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
+                raise ConfigError(f"{override} is set by the measurement: {own} is {instead}; leave this override out.")
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([one.lstrip("+") for one in options.overrides])).model
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
     cfg.interctc = {"loss_weights": [], "apply_at_layers": []}
@@ -133,8 +150,8 @@ def configs_of_arms(options, setting, texts, folder):
 def make_trainer(device):
     """A trainer to attach to models, for NeMo's steps ask it for the step's number."""
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    accelerator = "gpu" if device.type == "cuda" else "cpu"
-    return pl.Trainer(accelerator=accelerator, devices=1, max_steps=1_000_000, num_sanity_val_steps=0, **quiet)
+    accelerator, devices = ("gpu", [device.index]) if device.type == "cuda" else ("cpu", 1)
+    return pl.Trainer(accelerator=accelerator, devices=devices, max_steps=1_000_000, num_sanity_val_steps=0, **quiet)
 
 
 def make_arm(name, cfg, trainer, device):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from nemo_comat.waiting import announce, announce_nemo
 
-CORPUS = Path(__file__).resolve().parent / "demo_corpus"
+HELDOUT = Path(__file__).resolve().parent / "demo_corpus" / "heldout.json"
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
     parser.add_argument("model", type=Path, help=".nemo file")
-    parser.add_argument("--manifest", type=Path, default=CORPUS / "heldout.json", help="default: %(default)s")
+    parser.add_argument("--manifest", type=Path, default=HELDOUT, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
     parser.add_argument("--html", type=Path, help="page to write (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
@@ -132,11 +132,12 @@ def curves_of(scalars):
     }
 
 
-def next_steps(model_path):
-    """What can be done with the model: (sentence, command)."""
+def next_steps(model_path, demo):
+    """What can be done with the model, which may be the embedded corpus's: (sentence, command)."""
+    little = " It knows one synthetic voice and two hundred words: expect little." * demo
     return [
         (
-            "Transcribe a file of your own. It knows one synthetic voice and two hundred words: expect little.",
+            f"Transcribe a file of your own.{little}",
             f'from nemo_comat import ComatCTCModelBPE\n\nmodel = ComatCTCModelBPE.restore_from("{model_path}")\n'
             'print(model.transcribe(["a.wav"])[0].text)',
         ),
@@ -166,18 +167,19 @@ def draw_curves(model_path):
         return None, [f"No curves of training: {one_sentence(error)}"]
 
 
-def build_page(model_path, rows, error_rate, picture, curves):
+def build_page(model_path, rows, error_rate, picture, curves, *, with_comat, demo):
     """The report as a Page.
 
     Args:
         model_path: path. rows: list of (reference, transcript, path of the audio) of all that was transcribed.
         error_rate: of words, 0.1 is ten percent. picture: path of an alignment, or None. curves: of `chart`, or None.
+        with_comat: whether the model has a COMAT part. demo: whether it transcribed the embedded corpus's sentences.
     """
     words = sum(len(reference.split()) for reference, _, _ in rows)
     page = Page(
         "What the recogniser learnt",
-        "A CTC model that was trained with COMAT. It transcribes sentences that training did not have, without the "
-        "language model.",
+        f"A CTC model{' that was trained with COMAT' * with_comat}. It transcribes"
+        f"{' sentences that training did not have,' * demo} without a language model.",
     )
     page.numbers(
         [
@@ -206,7 +208,7 @@ def build_page(model_path, rows, error_rate, picture, curves):
     page.commands(
         "How to go on",
         [("The model. NeMo opens it with this package, and as plain CTC without it.", model_path.resolve())]
-        + next_steps(model_path),
+        + next_steps(model_path, demo),
     )
     return page
 
@@ -253,16 +255,18 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
     with read_manifest(manifest) as (audio, texts):
         model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
         announce(f"Transcribing {len(texts)} utterances; this takes seconds on a quiet machine.")
-        found = transcripts(model, audio)
+        found, demo = transcripts(model, audio), manifest.resolve() == HELDOUT
         picture, shown = draw_alignment(model, audio, texts, picture)
         rows, error_rate = list(zip(texts, found, audio, strict=True)), word_error_rate(found, texts)
-        lines = [f"Word error rate on {len(texts)} held-out utterances: {100 * error_rate:.1f} %", ""]
+        lines = [f"Word error rate on {len(texts)}{' held-out' * demo} utterances: {100 * error_rate:.1f} %", ""]
         for text, transcript, _ in some(rows):
             lines += [f"  reference   {text}", f"  transcript  {transcript}", ""]
         lines += [shown, f"Checkpoint:                 {model_path}"]
         if html is not None:
             curves, why_not = draw_curves(model_path)
-            build_page(model_path, rows, error_rate, picture, curves).write(html)
+            with_comat = getattr(model, "comat", None) is not None
+            page = build_page(model_path, rows, error_rate, picture, curves, with_comat=with_comat, demo=demo)
+            page.write(html)
             lines += [*why_not, f"Report, with sound:         {html.resolve().as_uri()}"]
     return lines
 

@@ -67,7 +67,7 @@ def use_embedded_corpus(cfg):
     with open_dict(cfg):
         for key, value in changes.items():
             there = OmegaConf.select(cfg, key.rpartition(".")[0]) is not None  # a block that is null or absent stays so
-            if there and not any(f"{override}.".startswith(f"{key}.") for override in given):
+            if there and not any(overlap(key, override) for override in given):
                 OmegaConf.update(cfg, key, value, merge=False)
     one_view = bool(views) and not cfg.model.comat.consistency_weight
     logging.info(
@@ -76,6 +76,11 @@ def use_embedded_corpus(cfg):
         f"{f', and one view of each batch for two (model.comat.consistency_weight={views:g})' * one_view}; with your "
         "manifests all is as the config says."
     )
+
+
+def overlap(key, other):
+    """True where two dotted keys are one, or one is of a block that the other is in."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def leaves(block, prefix=""):

@@ -72,6 +72,27 @@ def test_the_script_writes_what_it_measured(tmp_path, capsys):
     assert "| 3, 5, 5 | nemo_comat torch |" in capsys.readouterr().out
 
 
+def test_a_shape_that_does_not_fit_is_left_out(tmp_path, monkeypatch, capsys):
+    arguments = ["--device=cpu", "--shapes", "2,6,3", "9,60,30", "--rounds=1", f"--out={tmp_path}"]
+    monkeypatch.setattr(align_measure, "memory_left", lambda device: 30000)
+    bench_align.main(arguments)
+    rows = json.loads((tmp_path / "align.json").read_text())["rows"]
+    assert {tuple(row["shape"]) for row in rows if "seconds" in row} == {(2, 6, 3)} and len(rows) == 8
+    assert capsys.readouterr().out.count("skipped: its copies do not fit in memory") == 3
+    monkeypatch.setattr(align_measure, "memory_left", lambda device: 30)
+    with pytest.raises(SystemExit, match="no shape was measured"):
+        bench_align.main([*arguments, "--overwrite"])
+    assert len(json.loads((tmp_path / "align.json").read_text())["rows"]) == 8
+
+
+def test_memory_that_holds_files_can_be_had():
+    assert (
+        0
+        < machine.memory_left(torch.device("cpu"))
+        == pytest.approx(machine.kilobytes("/proc/meminfo", "MemAvailable"), rel=0.2)
+    )
+
+
 def test_a_wrong_answer_of_ours_ends_with_an_error(tmp_path, field):
     field[0].run = no_path
     with pytest.raises(SystemExit, match="an answer of nemo_comat is not right"):

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -86,19 +87,35 @@ def test_a_language_models_probabilities_are_timed_too(tmp_path):
     assert {row["part"] for row in result["parts"]} > PARTS
 
 
-def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_run_that_ends_early_keeps_what_is_done(tmp_path, monkeypatch, error):
     whole, calls = step_measure.take_turn, []
 
     def stop_in_the_second_round(*arguments):
         calls.append(arguments)
         if len(calls) > len(bench_step.read_options(SMALL).teacher) + 4:
-            raise KeyboardInterrupt
+            raise error
         whole(*arguments)
 
     monkeypatch.setattr(step_measure, "take_turn", stop_in_the_second_round)
-    bench_step.main([*SMALL, "--out", str(tmp_path)])
+    with nullcontext() if error is KeyboardInterrupt else pytest.raises(error):
+        bench_step.main([*SMALL, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "step.json").read_text())
     assert result["interrupted"] and {len(row["seconds"]) for row in result["arms"]} == {1}
+
+
+def test_what_cannot_be_overridden_is_said(tmp_path):
+    for override, message in [
+        ("model.tokenizer.dir=mine", "is set by the measurement: model.tokenizer.dir is --tokenizer's"),
+        ("++model.comat.teacher={name: mine}", "model.comat.teacher.name is --teacher's"),
+        ("~model.comat.context", "takes a key out; give overrides of the form KEY=VALUE"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            bench_step.main([override, *SMALL, "--out", str(tmp_path)])
+    assert not (tmp_path / "step.json").exists()
+    options = bench_step.read_options(["++model.comat.context.layers=1", *SMALL])
+    setting = step_arms.Setting(options.sizes[0], 2, "32", "forced")
+    assert step_arms.model_config(options, setting).comat.context.layers == 1
 
 
 def test_a_measurement_is_never_lost_to_another(tmp_path, monkeypatch):

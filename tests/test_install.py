@@ -71,6 +71,11 @@ def test_uv_looks_where_pip_does(tmp_path):
     }
 
 
+def test_an_older_name_of_uvs_main_index_is_heeded():
+    found = install.uv_environment({"index-url": "one", "extra-index-url": "two"}, {"UV_INDEX_URL": "mine"})
+    assert found["UV_INDEX_URL"] == "mine" and found["UV_INDEX"] == "two" and "UV_DEFAULT_INDEX" not in found
+
+
 def test_pips_own_main_index_is_known_where_none_is_set():
     main_index = install.output([sys.executable, "-c", install.MAIN_INDEX]).strip()
     assert main_index.startswith("https://") and main_index.endswith("/simple")

@@ -420,8 +420,9 @@ def test_paths_may_have_any_sign(tmp_path):
     assert f"model.tokenizer.dir={place}/tokenizer" in overrides and overrides[-2] == "model.optim.lr=1"
     assert overrides[-1] == f"++init_from_nemo_model={start}" and cfg.model.interctc.apply_at_layers == [1]
     # who gives a path himself has the last word
-    cfg, _ = arms.arm_config("ctc", place, place / "run", "cpu", ["model.tokenizer.dir=mine"])
-    assert cfg.model.tokenizer.dir == "mine"
+    own = ["model.tokenizer.dir=mine", "model.comat.teacher.name=/MULTILAYER-bert"]
+    cfg, _ = arms.arm_config("ctc", place, place / "run", "cpu", own)
+    assert cfg.model.tokenizer.dir == "mine" and cfg.model.comat.teacher.name == "/MULTILAYER-bert"
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path):

@@ -25,6 +25,8 @@ WHAT = (
     "NeMo, PyTorch and what they need, about 170 packages. To download: 0.8 GB with PyTorch for CPUs, 3.2 GB with "
     "PyTorch for CUDA. On disk: 2.3 GB or 5.7 GB. Time: 1 to 5 minutes, and what the download takes"
 )
+# uv's newer and older name of its main index
+DEFAULT_INDEX = {"UV_DEFAULT_INDEX", "UV_INDEX_URL"}
 # pip's names of what both have, and uv's
 SETTINGS = {
     "index-url": "UV_DEFAULT_INDEX",
@@ -92,9 +94,11 @@ def uv_environment(settings, given):
         # pip takes the best version of all places; uv by default stays with the first that has the package
         theirs["UV_INDEX_STRATEGY"] = "unsafe-best-match"
         # uv asks its default index last, so the last of pip's others takes that place
-        if not given.keys() & {"UV_INDEX", "UV_DEFAULT_INDEX"}:
+        if not given.keys() & {"UV_INDEX", *DEFAULT_INDEX}:
             *first, theirs["UV_DEFAULT_INDEX"] = [theirs["UV_DEFAULT_INDEX"], *theirs["UV_INDEX"].split()]
             theirs["UV_INDEX"] = " ".join(first)
+    if given.keys() & DEFAULT_INDEX:
+        theirs.pop("UV_DEFAULT_INDEX", None)  # which would stand before a UV_INDEX_URL
     # uv wants commas here, pip writes blanks
     if "UV_FIND_LINKS" in theirs:
         theirs["UV_FIND_LINKS"] = theirs["UV_FIND_LINKS"].replace(" ", ",")

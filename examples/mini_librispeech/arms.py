@@ -5,6 +5,7 @@ Every script that trains asks here, and so does run.py before it starts any of t
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,8 @@ from records import checkpoint_of, json_lines
 
 import nemo_comat
 
+# what the recipe writes for the encoder's middle
+LAYER = re.compile(r"\bLAYER\b")
 HERE = Path(__file__).resolve().parent
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
 # where the data lie, by block of the model
@@ -60,9 +63,9 @@ def arm_config(arm, data, folder, scale, extra=(), start=None):
     places |= begun
     with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base=None):
         config = parts.get("config", "conformer_ctc_comat")
-        layers = compose(config, [places.get(o, o) for o in overrides if o in places or "LAYER" not in o])
+        layers = compose(config, [places.get(o, o) for o in overrides if o in places or not LAYER.search(o)])
         middle = str((layers.model.encoder.n_layers - 1) // 2)
-        overrides = [o if o in places else o.replace("LAYER", middle) for o in overrides]
+        overrides = [o if o in places else LAYER.sub(middle, o) for o in overrides]
         cfg = compose(config, [places.get(o, o) for o in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])

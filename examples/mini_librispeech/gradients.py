@@ -65,6 +65,8 @@ def gradients(model, batch):
 def measure(folder, data, batches=10):
     """Medians over a run's first dev batches."""
     model = restore_on_dev(folder, data)
+    if model.comat is None:
+        raise ValueError(f"{folder} was trained without COMAT, so there is no transfer loss; give runs with it.")
     found = [gradients(model, batch) for _, batch in zip(range(batches), model._validation_dl)]
     return {key: median(numbers[key] for numbers in found) for key in found[0]}
 
@@ -72,7 +74,7 @@ def measure(folder, data, batches=10):
 def main():
     args = parse_args()
     for folder in args.folders:
-        with exit_in_one_sentence(ManifestError):
+        with exit_in_one_sentence(ManifestError, ValueError):
             numbers = measure(folder, args.data, args.batches)
         logging.info(f"{folder}: " + ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
 

@@ -11,12 +11,12 @@ from nemo_comat.compress.ctc import (
     Labels,
     Pool,
     ctc_compress,
-    pool_segments,
     run_segments,
 )
 from nemo_comat.compress.frames import FrameCompressor, usable_frames
 from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import ctc_viterbi
+from nemo_comat.pooling import pool_segments
 
 __all__ = [
     "BLANKS",

@@ -15,6 +15,7 @@ from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
 from nemo_comat.kernels.backends import NEG_INF
 from nemo_comat.lengths import length_mask
+from nemo_comat.pooling import LOWEST, at_least_float32, bins_of, pool_segments
 
 Labels = Literal["greedy", "forced"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
@@ -22,7 +23,6 @@ Blanks = Literal["drop", "keep"]
 BLANKS: tuple[Blanks, ...] = get_args(Blanks)
 Pool = Literal["avg", "weighted", "softmax"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
-LOWEST = torch.finfo(torch.float32).min / 4  # in the place of -inf, whose differences are NaN
 
 
 def run_segments(
@@ -55,55 +55,6 @@ def run_segments(
     starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     seg_of_frame = torch.where(kept, starts.cumsum(1) - 1, -1)
     return seg_of_frame, starts.sum(1)
-
-
-def pool_segments(hidden: Tensor, seg_of_frame: Tensor, log_weight: Tensor | None, n_segments: int) -> Tensor:
-    """Weighted mean of each segment's frames.
-
-    Args:
-        hidden: [B, T, D] frames; gets gradients.
-        seg_of_frame: [B, T] int64, -1 where a frame belongs to no segment.
-        log_weight: [B, T] logarithm of each frame's weight, normalised per segment here, or None for equal weights;
-            gets gradients.
-        n_segments: S, a number known on the host.
-    Returns:
-        [B, S, D] in hidden's dtype, summed in float32 at least; 0 where a segment has no frames.
-    Examples:
-        >>> pool_segments(torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([[0, 0, -1]]), None, 2).tolist()
-        [[[2.0], [0.0]]]
-    """
-    bins, dtype = _bins(seg_of_frame, n_segments), hidden.dtype
-    hidden = _at_least_float32(hidden)
-    weight = hidden.new_ones(bins.shape) if log_weight is None else _run_softmax(log_weight, bins, n_segments)
-    total = weight.new_zeros(bins.shape[0], n_segments + 1).scatter_add(1, bins, weight)
-    total = torch.where(total > 0, total, 1)
-    if log_weight is not None:
-        # the weights' gradient is the frames: one of no segment must not be NaN there, nor a segment's sum overflow
-        share = weight / total.gather(1, bins)
-        hidden = torch.where(seg_of_frame[..., None] < 0, 0, hidden) * share[..., None].to(hidden.dtype)
-    pooled = hidden.new_zeros(hidden.shape[0], n_segments + 1, hidden.shape[2])
-    pooled = pooled.scatter_add(1, bins[..., None].expand_as(hidden), hidden)
-    if log_weight is None:
-        pooled = pooled / total[..., None].to(hidden.dtype)
-    return pooled[:, :n_segments].to(dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    # in half precision 2048 frames and one more are 2048, and sums of a few overflow
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _bins(seg_of_frame: Tensor, n_segments: int) -> Tensor:
-    # frames of no segment go to a bin of their own, the last one, which is cut off afterwards
-    return torch.where(seg_of_frame < 0, n_segments, seg_of_frame)
-
-
-def _run_softmax(log_weight: Tensor, bins: Tensor, n_segments: int) -> Tensor:
-    # a common factor per segment cancels in the mean; taking out the largest keeps tiny posteriors from vanishing
-    log_weight = _at_least_float32(log_weight).clamp(min=LOWEST)
-    top = log_weight.new_full((bins.shape[0], n_segments + 1), NEG_INF)
-    top = top.scatter_reduce(1, bins, log_weight.detach(), "amax")
-    return (log_weight - top.gather(1, bins)).exp()
 
 
 def ctc_compress(
@@ -161,13 +112,13 @@ def ctc_compress(
     seg_of_frame, seg_len = run_segments(run, frame_label == blank, frame_len, blanks=blanks)
     log_weight = None
     if pool != "avg":
-        log_weight = _at_least_float32(log_probs.gather(2, frame_label[..., None])[..., 0])
+        log_weight = at_least_float32(log_probs.gather(2, frame_label[..., None])[..., 0])
         # what is no logarithm of a posterior must not reach the gradient: 0 times NaN is NaN
         log_weight = log_weight.nan_to_num(nan=NEG_INF, posinf=0.0, neginf=NEG_INF).clamp(LOWEST, 0.0)
         log_weight = log_weight.exp() if pool == "softmax" else log_weight
     segments = pool_segments(hidden, seg_of_frame, log_weight, bound)
     seg_label = frame_label.new_full((len(hidden), bound + 1), -1)
-    seg_label = seg_label.scatter(1, _bins(seg_of_frame, bound), frame_label)[:, :bound]
+    seg_label = seg_label.scatter(1, bins_of(seg_of_frame, bound), frame_label)[:, :bound]
     return Compressed(segments, seg_len, seg_of_frame, seg_label, segments.new_zeros(len(hidden)))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_comat.pooling import pool_segments
 from nemo_comat.transfer.classify import classify_tokens
 from nemo_comat.transfer.distribution import token_divergence
 
@@ -47,13 +48,7 @@ def token_average(segments: Tensor, path: Tensor, n_tokens: int) -> Tensor:
         >>> token_average(torch.tensor([[[1.0], [3.0], [7.0]]]), torch.tensor([[0, 0, 1]]), 3).tolist()
         [[[2.0], [7.0], [0.0]]]
     """
-    # segments without a token go to a bin of their own, which is cut off
-    bins = torch.where(path < 0, n_tokens, path).long()
-    summed = segments.to(torch.promote_types(segments.dtype, torch.float32))
-    count = summed.new_zeros(bins.shape[0], n_tokens + 1).scatter_add(1, bins, summed.new_ones(bins.shape))
-    total = summed.new_zeros(segments.shape[0], n_tokens + 1, segments.shape[2])
-    total = total.scatter_add(1, bins[..., None].expand_as(segments), summed)
-    return (total / count.clamp(min=1)[..., None])[:, :n_tokens].to(segments.dtype)
+    return pool_segments(segments, path.long(), None, n_tokens)
 
 
 def transfer_loss(

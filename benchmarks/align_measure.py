@@ -38,24 +38,29 @@ def measure(field, pool, device, rounds):
     return [(contestant, answers, times) for contestant, _, answers, _, _, times in ready]
 
 
-def total(score, path):
+def total(inputs, path):
     """Each path's sum of scores, in float64, and whether it is monotonic from the first token to the last."""
-    tokens, path = score.shape[2], path.long()
-    steps = path.diff(dim=1)
+    score, path = inputs[0], path.long()
+    tokens, steps = score.shape[2], path.diff(dim=1)
     valid = (path[:, 0] == 0) & (path[:, -1] == tokens - 1) & ((steps == 0) | (steps == 1)).all(1)
     return score.gather(2, path.clamp(0, tokens - 1)[..., None])[..., 0].double().sum(1), valid
 
 
-def judge(pool, answers_of_all):
-    """For each contestant whether all its paths are valid, and whether they are as good as the best one's."""
+def judge(pool, answers_of_all, total):
+    """For each contestant whether all its paths are valid, and whether they are as good as the best one's.
+
+    Args:
+        pool: list of inputs, the scores [B, T, …] first. answers_of_all: of each contestant its answers.
+        total: function of inputs and an answer; gives each row's sum, and whether its path is valid.
+    """
     judged = [[True, True] for _ in answers_of_all]
-    for score, *answers in zip((inputs[0] for inputs in pool), *answers_of_all):
-        totals = [total(score, answer) for answer in answers]
+    for inputs, *answers in zip(pool, *answers_of_all, strict=True):
+        totals = [total(inputs, answer) for answer in answers]
         best = torch.stack([sums.masked_fill(~valid, float("-inf")) for sums, valid in totals]).max(0).values
-        for verdict, (sums, valid) in zip(judged, totals):
+        for verdict, (sums, valid) in zip(judged, totals, strict=True):
             verdict[0] &= bool(valid.all())
             # float32 totals are rounded: a path is as good as the best within that
-            verdict[1] &= bool((sums >= best - 1e-5 * score.shape[1]).all())
+            verdict[1] &= bool((sums.masked_fill(~valid, float("-inf")) >= best - 1e-5 * inputs[0].shape[1]).all())
     return judged
 
 
@@ -75,7 +80,7 @@ def bench(shape, device, dtype, layout, rounds):
         return rows
     measured = measure(field, pool, device, rounds)
     moved = cells * dtype.itemsize + 4 * batch * segs
-    verdicts = judge(pool, [answers for _, answers, _ in measured])
+    verdicts = judge(pool, [answers for _, answers, _ in measured], total)
     return rows + [{"shape": shape, **row} for row in rows_of(measured, verdicts, moved, device)]
 
 

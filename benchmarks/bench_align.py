@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from align_measure import bench
-from align_report import chart, table
+from align_report import chart, require_right, table
 from machine import line_of, the_device, where
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
@@ -66,10 +66,7 @@ def main(arguments=None):
     with exit_in_one_sentence(), written_beside(options.out / "align.svg") as file:
         chart(rows, f"Monotonic alignment search on {place['machine']}, {options.dtype}", file)
     print(f"written: {options.out / 'align.json'}, {options.out / 'align.svg'}")
-    if not all(
-        row["valid"] and row["optimal"] for row in rows if "seconds" in row and "nemo_comat" in row["contestant"]
-    ):
-        raise SystemExit("an answer of nemo_comat is not right; see the table")
+    require_right(rows)
 
 
 if __name__ == "__main__":

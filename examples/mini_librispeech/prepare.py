@@ -24,6 +24,7 @@ import lzma
 import os
 import random
 import re
+import socket
 import sys
 import tarfile
 import tempfile
@@ -59,6 +60,7 @@ class PrepareError(ValueError):
 
 def download(out):
     """Fetches the three tarballs into a folder, each once; returns their paths."""
+    socket.setdefaulttimeout(60)  # of silence
     files = []
     for split, number in RESOURCES.items():
         file = out / f"{SPLITS[split]}.tar.gz"

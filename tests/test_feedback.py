@@ -123,8 +123,9 @@ def test_weights_that_are_fed_into_another_layer_are_refused(small_cfg, feedback
     again.load_state_dict(of_before)
     assert hear(again)[0].equal(hear(model)[0])
     other = ComatCTCModelBPE(cfg=with_feedback(small_cfg.copy(), feedback, encoder_layer=1))
-    with pytest.raises(ConfigError, match="The feedback of these weights does not fit this model"):
-        other.load_state_dict(model.state_dict(), strict=False)
+    for strict in (True, False):
+        with pytest.raises(ConfigError, match="The feedback of these weights does not fit this model"):
+            other.load_state_dict(model.state_dict(), strict=strict)
 
 
 def test_self_conditioned_ctc_needs_no_teacher(small_cfg):

@@ -96,12 +96,13 @@ def _as_ours(
 
 
 def refuse_other_feedback(
-    ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, of_projections: bool = False
+    ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, shapes: bool = True, of_projections: bool = False
 ) -> None:
-    """Raises where the weights to begin with have feedback and the model has another or none.
+    """Raises where weights have feedback and the model has another or none.
 
     Args:
         ours: the model's weights by name. state_dict: the others.
+        shapes: False leaves what PyTorch itself refuses to it, and looks at which layers are fed alone.
         of_projections: True where the model feeds projections back (`comat.feedback: true`), which must fit too then.
     Raises:
         ConfigError: without their feedback the recogniser's weights say something else.
@@ -114,7 +115,7 @@ def refuse_other_feedback(
     if not shapes_of(state_dict, FEEDBACK_PREFIX):
         return
     prefixes = (FEEDBACK_PREFIX, *PROJECTION_PREFIXES) if of_projections else (FEEDBACK_PREFIX,)
-    theirs, mine = (shapes_of(weights, prefixes, FED_LAYERS) for weights in (state_dict, ours))
+    theirs, mine = (shapes_of(weights, prefixes, FED_LAYERS) if shapes else {} for weights in (state_dict, ours))
     fed = [weights[FED_LAYERS].tolist() for weights in (state_dict, ours) if FED_LAYERS in weights]
     if theirs != mine or (len(fed) == 2 and fed[0] != fed[1]):
         raise ConfigError(
@@ -175,7 +176,9 @@ class SavingMixin(Host):
         out.
         """
         ours = self.state_dict()
-        if not strict:
+        if strict:
+            refuse_other_feedback(ours, state_dict, shapes=False)
+        else:
             state_dict = self.to_begin_with(state_dict)
         state_dict = _as_ours(
             state_dict,

@@ -22,6 +22,10 @@ CONTEXT_PREFIX = f"{COMAT_PREFIX}context."
 PROJECTION_PREFIXES = (f"{COMAT_PREFIX}projection.", f"{COMAT_PREFIX}lower_projections.")
 # numbers of the encoder's layers that are fed back; older files have no such tensor
 FED_LAYERS = f"{FEEDBACK_PREFIX}layers"
+OTHER_FEEDBACK = (
+    "The feedback of these weights does not fit this model; give the model.comat.feedback and model.comat.encoder_layer"
+    " that they were trained with, and a model.comat.teacher and a model.comat.projection of their shape."
+)
 # what is trained of ours
 OURS = (COMAT_PREFIX, FEEDBACK_PREFIX)
 # parts of COMAT that one of two models may lack, and what the log calls them
@@ -96,13 +100,12 @@ def _as_ours(
 
 
 def refuse_other_feedback(
-    ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, shapes: bool = True, of_projections: bool = False
+    ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, of_projections: bool = False
 ) -> None:
-    """Raises where weights have feedback and the model has another or none.
+    """Raises where weights to begin with have feedback and the model has one of other shapes or none.
 
     Args:
         ours: the model's weights by name. state_dict: the others.
-        shapes: False leaves what PyTorch itself refuses to it, and looks at which layers are fed alone.
         of_projections: True where the model feeds projections back (`comat.feedback: true`), which must fit too then.
     Raises:
         ConfigError: without their feedback the recogniser's weights say something else.
@@ -115,14 +118,25 @@ def refuse_other_feedback(
     if not shapes_of(state_dict, FEEDBACK_PREFIX):
         return
     prefixes = (FEEDBACK_PREFIX, *PROJECTION_PREFIXES) if of_projections else (FEEDBACK_PREFIX,)
-    theirs, mine = (shapes_of(weights, prefixes, FED_LAYERS) if shapes else {} for weights in (state_dict, ours))
-    fed = [weights[FED_LAYERS].tolist() for weights in (state_dict, ours) if FED_LAYERS in weights]
-    if theirs != mine or (len(fed) == 2 and fed[0] != fed[1]):
-        raise ConfigError(
-            "The feedback of these weights does not fit this model; give the model.comat.feedback and "
-            "model.comat.encoder_layer that they were trained with, and a model.comat.teacher and a "
-            "model.comat.projection of their shape."
-        )
+    if shapes_of(state_dict, prefixes, FED_LAYERS) != shapes_of(ours, prefixes, FED_LAYERS):
+        raise ConfigError(OTHER_FEEDBACK)
+
+
+def refuse_other_layers(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:
+    """Raises where weights have feedback of other layers than the model's; their shapes would not tell.
+
+    Args:
+        ours: the model's weights by name. state_dict: the others.
+    Raises:
+        ConfigError: as `refuse_other_feedback`.
+    Examples:
+        >>> refuse_other_layers({FED_LAYERS: torch.tensor([1])}, {FED_LAYERS: torch.tensor([2])})
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: The feedback of these weights does not fit this model; ...
+    """
+    both = FED_LAYERS in ours and FED_LAYERS in state_dict
+    if both and ours[FED_LAYERS].tolist() != state_dict[FED_LAYERS].tolist():
+        raise ConfigError(OTHER_FEEDBACK)
 
 
 def begin_anew(ours: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -176,9 +190,8 @@ class SavingMixin(Host):
         out.
         """
         ours = self.state_dict()
-        if strict:
-            refuse_other_feedback(ours, state_dict, shapes=False)
-        else:
+        refuse_other_layers(ours, state_dict)
+        if not strict:
             state_dict = self.to_begin_with(state_dict)
         state_dict = _as_ours(
             state_dict,

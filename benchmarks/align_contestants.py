@@ -4,7 +4,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ class Contestant:
     prepare: callable
     run: callable
     read: callable = lambda answer: answer
-    arrays: int = 1  # arrays of the scores' size that one call needs beside its input
+    kept: int = 0  # arrays of the scores' size in float32 that `prepare` makes
+    arrays: int = 1  # and those that one call needs beside them
 
 
 def ours(backend):
@@ -53,7 +54,7 @@ def captured(contestant):
         graph.replay()
         return answer
 
-    return Contestant(f"{contestant.name}, CUDA graph", prepare, run, contestant.read, contestant.arrays)
+    return replace(contestant, name=f"{contestant.name}, CUDA graph", prepare=prepare, run=run)
 
 
 def avx2():
@@ -99,7 +100,8 @@ def pypi():
         text_first,
         lambda inputs: maximum_path(*inputs),
         lambda answer: answer.transpose(1, 2).argmax(-1),
-        arrays=4,
+        kept=2,
+        arrays=2,
     )
 
 
@@ -113,19 +115,24 @@ def nemo():
         device = inputs[0].device
         return torch.from_numpy(b_mas(*(x.cpu().numpy() for x in inputs))).to(device)
 
-    return Contestant("NeMo b_mas", prepare, run, lambda answer: answer[:, 0].argmax(-1), arrays=3)
+    return Contestant("NeMo b_mas", prepare, run, lambda answer: answer[:, 0].argmax(-1), kept=1, arrays=2)
 
 
 def super_mas():
     from super_monotonic_align import maximum_path
 
+    def prepare(*inputs):
+        value, mask = text_first(*inputs)
+        return value, mask.bool()
+
     return Contestant(
         "Super-MAS",
-        text_first,
+        prepare,
         # it overwrites its input, which a caller that needs the scores has to keep
-        lambda inputs: maximum_path(inputs[0].clone(), inputs[1].bool(), dtype=torch.float32),
+        lambda inputs: maximum_path(inputs[0].clone(), inputs[1], dtype=torch.float32),
         lambda answer: answer.transpose(1, 2).argmax(-1),
-        arrays=4,
+        kept=2,
+        arrays=2,
     )
 
 

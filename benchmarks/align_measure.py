@@ -64,22 +64,37 @@ def judge(pool, answers_of_all, total):
     return judged
 
 
+def fitting(candidates, room, turns):
+    """Those contestants, in their order, that fit into memory together.
+
+    Args:
+        candidates: list of Contestant. room: of memory, in float32 arrays of the scores' size.
+        turns: number of inputs, for each of which all keep what they prepare.
+    """
+    field, kept, largest = [], 0, 0
+    for contestant in candidates:
+        its_kept, its_largest = kept + contestant.kept * turns, max(largest, contestant.arrays)
+        if its_kept + its_largest <= room:
+            field.append(contestant)
+            kept, largest = its_kept, its_largest
+    return field
+
+
 def bench(shape, device, dtype, layout, rounds):
     """Rows {shape, contestant, seconds, …} or {shape, contestant, skipped} for one shape."""
     batch, segs, tokens = shape
     left, cells = memory_left(device), batch * segs * tokens
     pool = list(random_inputs(shape, device, dtype, layout))
     taken = len(pool) * cells * dtype.itemsize
-    field, missing = contestants(device)
+    candidates, missing = contestants(device)
+    field = fitting(candidates, (0.8 * left - taken) / (4 * cells), len(pool))
+    missing |= {x.name: "its copies do not fit in memory" for x in candidates if x not in field}
     rows = [{"shape": shape, "contestant": name, "skipped": why} for name, why in missing.items()]
-    for contestant in list(field):
-        if contestant.arrays * cells * 4 + taken > 0.8 * left:
-            field.remove(contestant)
-            rows.append({"shape": shape, "contestant": contestant.name, "skipped": "its copies do not fit in memory"})
     if not field:
         return rows
     measured = measure(field, pool, device, rounds)
-    moved = cells * dtype.itemsize + 4 * batch * segs
+    # scores off every path from the first token to the last need not be read
+    moved = batch * ((segs - tokens + 1) * tokens * dtype.itemsize + 4 * segs)
     verdicts = judge(pool, [answers for _, answers, _ in measured], total)
     return rows + [{"shape": shape, **row} for row in rows_of(measured, verdicts, moved, device)]
 

@@ -4,8 +4,8 @@
 
 A tokenizer that is there already is replaced with --overwrite alone: models that were trained with it need it.
 
-The options and the folder's name are those of NeMo's scripts/tokenizers/process_asr_text_tokenizer.py, which is not in
-NeMo's wheel; the tokenizer itself is built by NeMo's `create_spt_model`.
+The options and the folder's name are among those of NeMo's scripts/tokenizers/process_asr_text_tokenizer.py, which is
+not in NeMo's wheel; the tokenizer itself is built by NeMo's `create_spt_model`.
 """
 
 import argparse

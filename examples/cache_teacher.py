@@ -11,6 +11,8 @@ that was stopped goes on where it was, and new texts are added by running it aga
 
 import os
 import sys
+import tarfile
+from datetime import timedelta
 
 from nemo_comat.waiting import announce_nemo
 
@@ -27,7 +29,7 @@ from omegaconf import OmegaConf
 from speech_to_text_comat import check_data, complete
 from tqdm import tqdm
 
-from nemo_comat import CacheError, ConfigError, TeacherError, write_cache, write_index
+from nemo_comat import ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.models.characters import CharacterTokenizer
 from nemo_comat.models.finetune import allow_init_from, recogniser_tokenizer, starts_from_file
@@ -35,6 +37,7 @@ from nemo_comat.models.lhotse_manifest import multi_blocks
 from nemo_comat.models.manifest import manifest_paths
 from nemo_comat.models.reference import manifest_text, reference_text
 from nemo_comat.models.rows import ManifestError, expand, read_rows
+from nemo_comat.models.tokenizer_folder import tokenizer_errors
 from nemo_comat.models.training_config import by_characters
 from nemo_comat.output import one_sentence
 from nemo_comat.teacher import build_teacher
@@ -57,7 +60,8 @@ def tokenizer_of(cfg):
         return recogniser_tokenizer(cfg)
     if by_characters(cfg):
         return CharacterTokenizer.of(cfg.model.labels, cfg.model.train_ds)
-    return Tokenizer(cfg.model.tokenizer).tokenizer
+    with tokenizer_errors():
+        return Tokenizer(cfg.model.tokenizer).tokenizer
 
 
 def texts_of(dataset, tokenizer, text="tokens"):
@@ -151,7 +155,8 @@ def fill(cfg):
     teacher, tokenizer = build_teacher(**teacher_arguments(block, comat.transfer)), tokenizer_of(cfg)
     texts = texts_of(cfg.model.train_ds, tokenizer, block.text)
     if world_size > 1:
-        torch.distributed.init_process_group("gloo")
+        # whoever is done first waits for the slowest
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     options = dict(device=device, rank=rank, world_size=world_size)
     with tqdm(desc=f"rank {rank}" if world_size > 1 else None, unit="text") as bar:
         for count in write_cache(folder, teacher, texts, **options):
@@ -167,7 +172,7 @@ def main(cfg):
     """Writes the cache."""
     try:
         texts = fill(cfg)
-    except (CacheError, ConfigError, ManifestError, TeacherError, OSError) as error:
+    except (ConfigError, ManifestError, TeacherError, OSError, tarfile.ReadError) as error:
         logging.error(one_sentence(error))
         sys.exit(1)
     if texts is not None:

@@ -1,6 +1,7 @@
 """The ``comat`` block of a model's config: its keys, their defaults, and the checks made before anything is loaded."""
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
@@ -155,14 +156,18 @@ def read_comat_config(block: Mapping[str, Any] | DictConfig) -> DictConfig:
         )
     if isinstance(block, DictConfig):
         block = _resolved(block)
+        _refuse_missing(block)
     _check_keys(block, ComatConfig, "comat")
     try:
-        merged = OmegaConf.merge(_template(), OmegaConf.create(block))
+        given = OmegaConf.create(block)
+        _refuse_missing(given)
+        merged = OmegaConf.merge(_template(), given)
     except OmegaConfBaseException as error:
         raise ConfigError(f"model.comat.{error.full_key}: {str(error).splitlines()[0]}") from None
     cfg = cast(DictConfig, merged)
     cfg.weight = WEIGHTS.get(cfg.transfer.loss, 1.0) if cfg.weight is None else cfg.weight
-    cfg.feedback = cfg.feedback or False  # null is the file's in fine-tuning, and off where there is none
+    if cfg.feedback in (None, 0, 1):  # null is the file's in fine-tuning, and off where there is none
+        cfg.feedback = bool(cfg.feedback)
     _check_choices(cfg, ComatConfig, "")
     _check_values(cfg)
     return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
@@ -192,6 +197,11 @@ def teacher_arguments(
 
 def _is_block(hint: object) -> TypeGuard[type[Any]]:
     return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _refuse_missing(block: DictConfig) -> None:
+    for key in sorted(OmegaConf.missing_keys(block)):
+        raise ConfigError(f"model.comat.{key} is ???, which stands for a value that is missing; give it.")
 
 
 def _resolved(block: DictConfig) -> DictConfig:
@@ -289,11 +299,26 @@ def _check_values(cfg: DictConfig) -> None:
             _at_least(OmegaConf.select(cfg, key), least, key)
     if not 0 <= cfg.context.mask < 1:
         raise ConfigError(f"model.comat.context.mask must be 0 or more and below 1, got {cfg.context.mask}.")
-    if cfg.align.temperature is not None and not cfg.align.temperature > 0:
+    if cfg.align.temperature is not None and not 0 < cfg.align.temperature < math.inf:
         raise ConfigError(f"model.comat.align.temperature must be above 0, or null, got {cfg.align.temperature}.")
     for key in ("transfer.temperature", "align.epsilon"):
-        if not OmegaConf.select(cfg, key) > 0:
+        if not 0 < OmegaConf.select(cfg, key) < math.inf:
             raise ConfigError(f"model.comat.{key} must be above 0, got {OmegaConf.select(cfg, key)}.")
+
+
+def idle_keys(block: DictConfig) -> list[str]:
+    """Sentences on keys of a complete ``comat`` block that were given and do nothing beside the others.
+
+    Examples:
+        >>> idle_keys(read_comat_config({"teacher": {"missing": "error"}}))
+        ['model.comat.teacher.missing=error does nothing without model.comat.teacher.cache.']
+    """
+    idle = []
+    if block.teacher.missing == "error" and block.teacher.cache is None:
+        idle.append("model.comat.teacher.missing=error does nothing without model.comat.teacher.cache.")
+    if block.teacher.mask and block.transfer.loss != "distribution":
+        idle.append("model.comat.teacher.mask=true does nothing without model.comat.transfer.loss=distribution.")
+    return idle
 
 
 def encoder_layers(block: DictConfig) -> tuple[list[int | None], list[float]]:
@@ -313,16 +338,22 @@ def encoder_layers(block: DictConfig) -> tuple[list[int | None], list[float]]:
 def _check_encoder_layers(cfg: DictConfig) -> None:
     layers, weights = encoder_layers(cfg)
     listed = not isinstance(cfg.encoder_layer, (int, type(None)))
-    if not layers or not all(isinstance(layer, int) or layer is None and not listed for layer in layers):
+    if not layers or not all(_is_number(layer, int) or layer is None and not listed for layer in layers):
         raise ConfigError(
             "model.comat.encoder_layer must be a layer's number, a list of them such as [5,11], or null for the last "
             f"frames; got {cfg.encoder_layer!r}."
         )
-    if len(weights) != len(layers) or not all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights):
+    numbers = len(weights) == len(layers) and all(_is_number(weight, (int, float)) for weight in weights)
+    if not numbers or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise ConfigError(
             f"model.comat.layer_weights must be a list of {len(layers)}, a number of 0 or more for each of "
-            f"encoder_layer {layers}; got {cfg.layer_weights!r}."
+            f"encoder_layer {layers}, and not all 0; got {cfg.layer_weights!r}."
         )
+
+
+def _is_number(value: object, of: type | tuple[type, ...]) -> bool:
+    """Whether a value is a number of a type; true and false are none."""
+    return isinstance(value, of) and not isinstance(value, bool)
 
 
 def _one_of(value: object, choices: Iterable[object], key: str) -> None:
@@ -332,5 +363,6 @@ def _one_of(value: object, choices: Iterable[object], key: str) -> None:
 
 
 def _at_least(value: float, low: float, key: str) -> None:
-    if not value >= low:
-        raise ConfigError(f"model.comat.{key} must be {low} or more, got {value}.")
+    if not low <= value < math.inf:
+        finite = " and finite" if value == math.inf else ""
+        raise ConfigError(f"model.comat.{key} must be {low} or more{finite}, got {value}.")

@@ -34,7 +34,9 @@ def cubin_size(name, macro, architecture):
 
 
 def to_gpu(tensor, device="cuda"):
-    """On the GPU with the same strides, those of zero too."""
+    """On the GPU with the same strides, those of zero too, and negated where it is only marked so."""
+    if tensor.is_neg():
+        return torch._neg_view(to_gpu(torch._neg_view(tensor), device))
     shape = [1 if step == 0 else size for size, step in zip(tensor.shape, tensor.stride())]
     once = tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
     there = torch.empty_strided(shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(once)

@@ -188,7 +188,7 @@ def test_a_cupy_that_cannot_compile_says_what_it_lacks(fake_cupy):
 
     fake_cupy(Kernel)
     with pytest.raises(
-        RuntimeError, match=r"cannot compile mas.cu: Failed to find CUDA headers; .*'cupy-cuda12x\[ctk\]'"
+        RuntimeError, match=r"cannot compile or load mas.cu: Failed to find CUDA headers; .*'cupy-cuda12x\[ctk\]'"
     ):
         align(backend="cuda")
 

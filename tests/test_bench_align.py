@@ -1,5 +1,6 @@
 """The benchmark of the aligner: right answers and wrong ones are told apart, and all of it is shown."""
 
+import functools
 import json
 import re
 import subprocess
@@ -48,7 +49,7 @@ def test_answers_are_judged():
     assert rows[0] == {"shape": SHAPE, "contestant": "a peer", "skipped": "is not installed"}
     verdicts = {row["contestant"]: (row["valid"], row["optimal"]) for row in rows[1:]}
     assert verdicts == {"nemo_comat torch": (True, True), "not the best": (True, False), "no path": (False, False)}
-    assert rows[1]["ratio"] == 1 and rows[1]["bytes"] == 4 * 2 * 6 * 3 + 4 * 2 * 6
+    assert rows[1]["ratio"] == 1 and rows[1]["bytes"] == 4 * 2 * 4 * 3 + 4 * 2 * 6  # of six segments a token has four
     lines = align_report.table(rows, on_gpu=False).splitlines()
     assert {line.count("|") for line in lines} == {7} and lines[-1].startswith("| 2, 6, 3 | no path |")
     assert "| NO | NO |" in lines[-1] and "skipped: is not installed" in lines[2]
@@ -83,6 +84,20 @@ def test_a_shape_that_does_not_fit_is_left_out(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="no shape was measured"):
         bench_align.main([*arguments, "--overwrite"])
     assert len(json.loads((tmp_path / "align.json").read_text())["rows"]) == 8
+
+
+def test_what_all_contestants_keep_must_fit_together():
+    contestant = functools.partial(align_contestants.Contestant, prepare=None, run=None)
+    small, keeps, calls = (contestant(name, kept=k, arrays=a) for name, k, a in [("a", 0, 0), ("b", 2, 2), ("c", 0, 3)])
+    for room, turns, wanted in [
+        (-1, 1, []),
+        (2, 1, [small]),
+        (4, 1, [small, keeps]),
+        (5, 1, [small, keeps, calls]),
+        (5, 2, [small, calls]),
+        (7, 2, [small, keeps, calls]),
+    ]:
+        assert align_measure.fitting([small, keeps, calls], room, turns) == wanted
 
 
 def test_memory_that_holds_files_can_be_had():

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
 from nemo_comat.teacher import build_teacher, find_model
@@ -127,6 +128,40 @@ def test_missing_texts_are_refused_where_that_is_asked_for(cache, teacher):
         CachedTeacher(teacher, cache, missing="error").encode(["a dog", "new"])
     with pytest.raises(ValueError, match="missing must be one of encode, error; got 'skip'"):
         build_teacher(name=NAME, cache=str(cache), missing="skip")
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_without_the_weights_new_texts_stay_out_and_the_rest_is_served(tmp_path, top_k, caplog):
+    folder, cache = tmp_path / "teacher", tmp_path / "cache"
+    tokenizer = AutoTokenizer.from_pretrained(find_model(NAME))
+    tokenizer.save_pretrained(folder)
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    live = Teacher(str(folder), top_k=top_k)
+    list(write_cache(cache, live, TEXTS))
+    write_index(cache)
+    wanted = live.encode(["a dog", "", "who is it"])
+    cached = CachedTeacher(Teacher(str(folder), top_k=top_k), cache)
+    description = cached.description  # of training, which began with the weights
+    os.remove(folder / "model.safetensors")
+    cached.check(torch.device("cpu"))
+    for _ in range(2):
+        out = cached.encode(["a dog", "a new one", "who is it"])
+        assert out.text_len.tolist() == [2, 0, 3] and not out.too_long.any() and out.lacking == 1
+        torch.testing.assert_close(out.embeddings[[0, 2]], wanted.embeddings[[0, 2]], rtol=2**-10, atol=1e-5)
+        assert out.embeddings[1].eq(0).all() and (out.predicted is None) is (top_k is None)
+    (said,) = [record.getMessage() for record in caplog.records if "stays out" in record.getMessage()]
+    assert "its model cannot be loaded" in said and "'a new one'" in said
+    assert cached.encode(["one", "two"]).text_len.tolist() == [0, 0] and cached.description is description
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda file: os.truncate(file, os.path.getsize(file) // 2)])
+def test_a_shard_that_is_gone_or_cut_is_found_at_the_start(cache, teacher, damage):
+    CachedTeacher(teacher, cache).check(torch.device("cpu"))
+    file = sorted(cache.glob("shard-*.safetensors"))[1]
+    damage(file)
+    with pytest.raises(CacheError, match=file.name):
+        CachedTeacher(teacher, cache).check(torch.device("cpu"))
 
 
 def test_each_text_is_embedded_once_and_a_stopped_run_goes_on(tmp_path, teacher, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections import OrderedDict
 
 import lightning.pytorch as pl
 import pytest
@@ -198,9 +199,19 @@ def test_a_checkpoint_of_another_comat_block_is_not_gone_on_from(small_cfg, tmp_
 def test_a_class_of_the_users_own_is_saved_as_nemos():
     from nemo_comat.models.checkpoint import nemo_target
 
-    assert nemo_target("nemo_comat.ComatCTCModelBPE").endswith(".EncDecCTCModelBPE")
-    with pytest.raises(ValueError, match="descends from no class of NeMo's"):
-        nemo_target("collections.OrderedDict")
+    assert nemo_target(ComatCTCModelBPE).endswith(".EncDecCTCModelBPE")
+    with pytest.raises(ValueError, match="OrderedDict descends from no class of NeMo's"):
+        nemo_target(OrderedDict)
+
+
+def test_a_class_that_cannot_be_imported_by_name_is_saved_too(small_cfg, tmp_path):
+    class OfANotebook(ComatCTCModelBPE):
+        """Made in a function."""
+
+    OfANotebook(cfg=small_cfg).save_to(str(tmp_path / "m.nemo"))
+    connector = SaveRestoreConnector()
+    plain = EncDecCTCModelBPE.restore_from(str(tmp_path / "m.nemo"), save_restore_connector=connector)
+    assert type(plain) is EncDecCTCModelBPE and "comat" not in plain.cfg
 
 
 def test_plain_connector_reads_the_dual_file_strictly(model, tmp_path):

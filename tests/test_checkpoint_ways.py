@@ -181,6 +181,9 @@ def test_a_class_of_the_users_own_reads_its_own_file(small_cfg, tmp_path):
     model.save_to(str(tmp_path / "m.nemo"))
     again = restored(Mine, tmp_path / "m.nemo")
     assert is_whole(again, model) and again.cfg.target == model.cfg.target == f"{__name__}.Mine"
+    given = model.cfg.copy()
+    Mine.restore_from(str(tmp_path / "m.nemo"), map_location="cpu", override_config_path=given)
+    assert given == model.cfg  # the caller's own
 
 
 def test_lost_weights_of_ours_are_told(dual, tmp_path, monkeypatch):

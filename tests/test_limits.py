@@ -259,7 +259,7 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path):
     saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] != "<unk>"]
     saved["model"]["unk_token"] = "[no such token]"
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
-    with pytest.raises(TeacherError, match="its tokenizer cannot read a text like 'the zebra': .*check its files"):
+    with pytest.raises(TeacherError, match="its tokenizer cannot read the text 'the zebra': .*check its files"):
         Teacher(name).encode(["the zebra"])
 
 

@@ -184,6 +184,7 @@ def test_manifests_that_are_no_files(folder, path, message):
         ({"audio_filepath": "a.wav"}, "line 2 has no duration; each row needs"),
         ({**GOOD, "duration": "1"}, 'line 2 has duration "1", a str; give seconds as a number'),
         ({**GOOD, "offset": "1"}, 'line 2 has offset "1", a str; give seconds as a number'),
+        ({**GOOD, "offset": 500.5}, r"line 2 has offset 500\.5, but .*a\.wav ends at .* s; mend the offset"),
         (without("text", text_filepath="t.txt"), r"line 2 names a text_filepath that cannot be read, t\.txt \(No such"),
         (without("text", text_filepath="latin.txt"), r"line 2 names a text_filepath that is not UTF-8, latin\.txt"),
         ("{oops", "line 2 is not JSON"),

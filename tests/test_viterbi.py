@@ -262,7 +262,7 @@ def test_the_launch_cases_can_be_moved():
     for log_probs, *_ in launch_cases():
         moved = to_gpu(log_probs, "cpu")
         torch.testing.assert_close(moved, log_probs, rtol=0, atol=0, equal_nan=True)
-        assert moved.stride() == log_probs.stride()
+        assert moved.stride() == log_probs.stride() and moved.is_neg() == log_probs.is_neg()
 
 
 @pytest.fixture(scope="module")

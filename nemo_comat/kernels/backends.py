@@ -302,10 +302,10 @@ def _compiled(name: str, macro: str, index: int) -> Any:
         kernel.max_dynamic_shared_size_bytes = device(index).shared_per_block
     except cupy.cuda.compiler.CompileException as error:
         raise RuntimeError(f"{name}.cu does not compile for {macro}:\n{error}") from error
-    except Exception as error:  # CUDA's headers, its compiler or the driver is not there, each in CuPy's own words
+    except Exception as error:  # CUDA's headers or compiler is not there, or CUDA itself fails, each in its own words
         raise RuntimeError(
-            f"CuPy cannot compile {name}.cu: {error}; install CUDA's compiler and headers for it (pip install "
-            "'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as your CUDA is), or use backend='torch'"
+            f"CuPy cannot compile or load {name}.cu: {error}; if CUDA's compiler or headers are missing, install them "
+            "(pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as your CUDA is), or use backend='torch'"
         ) from error
     return kernel
 

@@ -112,7 +112,7 @@ def copy_of(score: Tensor) -> Copy:
     """
     size = score.element_size()
     stride_b, stride_s, stride_n = (x * size for x in strides_of(score))
-    if stride_n in (0, size) and (stride_n or score.shape[2] == 1):
+    if stride_n == size or score.shape[2] == 1:
         aligned = score.data_ptr() | stride_b | stride_s
         if aligned % 16 == 0:
             return "TEXT16"

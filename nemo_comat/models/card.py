@@ -218,5 +218,5 @@ print(model.transcribe(["a.wav"])[0].text)
 With nemo_comat {nemo_comat.__version__}, to train on with COMAT:
 
 ```
-python examples/speech_to_text_comat.py init_from_nemo_model={name}.nemo …
+python examples/speech_to_text_comat.py --config-name=finetune_ctc_comat init_from_nemo_model={name}.nemo …
 ```"""

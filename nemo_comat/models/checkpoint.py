@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import get_class
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
@@ -26,21 +25,22 @@ COMAT_WEIGHTS = "comat_weights.ckpt"
 COMAT_PREFIX = "comat."
 
 
-def nemo_target(target: str) -> str:
+def nemo_target(model: type[Any]) -> str:
     """Import path of the nearest class of NeMo's own among a class's ancestors.
 
     Args:
-        target: import path of a model class.
+        model: a model class.
     Returns:
-        str; target itself where it is NeMo's.
+        str; the path of the class itself where it is NeMo's.
     Examples:
-        >>> nemo_target("nemo_comat.ComatCTCModelBPE")
+        >>> from nemo_comat import ComatCTCModelBPE
+        >>> nemo_target(ComatCTCModelBPE)
         'nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE'
     """
-    for cls in get_class(target).__mro__:
+    for cls in model.__mro__:
         if cls.__module__.startswith("nemo."):
             return f"{cls.__module__}.{cls.__name__}"
-    raise ValueError(f"{target} descends from no class of NeMo's; it cannot be saved as a .nemo file.")
+    raise ValueError(f"{model.__name__} descends from no class of NeMo's; it cannot be saved as a .nemo file.")
 
 
 def with_comat(connector: SaveRestoreConnector | None) -> "ComatSaveRestoreConnector":
@@ -90,7 +90,8 @@ def class_path(cls: type[Any]) -> str:
 class ComatSaveRestoreConnector(SaveRestoreConnector):
     """Splits our part off when a model is saved and puts it back when one is restored."""
 
-    _saving = False
+    # class of the model that is being saved
+    _saving: type[Any] | None = None
 
     def save_to(self, model: Any, save_path: str) -> Any:
         """As NeMo's; what is ours goes into members of its own.
@@ -105,11 +106,11 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
             raise IsADirectoryError(f"{save_path} is a folder; give the path of a .nemo file.")
         if writes and not self.pack_nemo_file:
             self._refuse_used_folder(Path(save_path).parent)
-        self._saving = True
+        self._saving = type(model)
         try:
             return super().save_to(model, save_path)
         finally:
-            self._saving = False
+            self._saving = None
 
     def _refuse_used_folder(self, folder: Path) -> None:
         # NeMo would stop at the first such member and leave the two models mixed
@@ -126,7 +127,7 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         theirs = {key: value for key, value in state_dict.items() if key not in ours}
         super()._save_state_dict_to_disk(theirs, filepath)
         # the weights are written last of all members, so the config lies complete beside them
-        self._split_config(folder)
+        self._split_config(folder, self._saving)
         if ours:
             torch.save(ours, folder / COMAT_WEIGHTS)
 
@@ -138,14 +139,14 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         with written_beside(filename) as partial:
             super()._make_nemo_file_from_folder(str(partial), source_dir)
 
-    def _split_config(self, folder: Path) -> None:
+    def _split_config(self, folder: Path, model: type[Any]) -> None:
         config: Any = OmegaConf.load(folder / self.model_config_yaml)
         block = config.pop("comat", None)
         if block is not None:
             OmegaConf.save(OmegaConf.create({"target": config.target, "comat": block}), folder / COMAT_CONFIG)
         if block is None or not block.get("feedback"):
             # with feedback it is no model of NeMo's, and must not be opened as one
-            config.target = nemo_target(config.target)
+            config.target = nemo_target(model)
         OmegaConf.save(config, folder / self.model_config_yaml)
 
     def restore_from(self, calling_cls: type[Any], *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +168,8 @@ class ComatSaveRestoreConnector(SaveRestoreConnector):
         # ours; so a class of the user's own needs no leave to read its own files
         if isinstance(override_config_path, DictConfig):
             if override_config_path.get("target") == f"{calling_cls.__module__}.{calling_cls.__name__}":
-                override_config_path.target = nemo_target(override_config_path.target)
+                override_config_path = override_config_path.copy()
+                override_config_path.target = nemo_target(calling_cls)
         return super().load_config_and_state_dict(calling_cls, restore_path, override_config_path, *args, **kwargs)
 
     def read_config(self, restore_path: str) -> DictConfig:

@@ -41,6 +41,13 @@ class FeedbackMixin(Host):
         for number, (named, layer) in enumerate(layers):
             self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 
+    def fed_projections(self) -> list[nn.Module]:
+        """The projections whose output is fed back, at inference too; none but with `comat.feedback` true."""
+        if self.nemo_comat_feedback is None or self._cfg.comat.feedback == "ctc":
+            return []
+        projections = self.comat.layer_projections()
+        return [projections[named] for named, _ in self._feedback_layers(self._cfg.comat)]
+
     def _fed_pieces(self) -> list[str] | None:
         """The vocabulary whose posteriors are fed back; None where none are."""
         fed = self.nemo_comat_feedback is not None and self._cfg.comat.feedback == "ctc"

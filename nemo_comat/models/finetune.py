@@ -33,6 +33,8 @@ CLASSES = {
 STEPS = ("tokenizer", "char_labels", "adapter")
 # no part of the network, so a config's own replace the file's as wholes
 REPLACED = ("optim", *LOADERS)
+# times as many SpecAugment's time masks as one view has, as in CR-CTC's paper
+MASKS_OF_TWO_VIEWS = 2.5
 # null says something of its own here, and is not the file's
 NULLABLE = ("optim_param_groups",)
 
@@ -89,6 +91,11 @@ def check_start(cfg: DictConfig) -> None:
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
     if file is not None and not os.path.isdir(os.path.expanduser(file)) and not is_tarfile(os.path.expanduser(file)):
         raise ConfigError(f"init_from_nemo_model: {file} is no archive; give a .nemo file.")
+    if cfg.model.get("labels") is not None:
+        raise ConfigError(
+            "model.labels is given, but the decoder's are the file's; give model.char_labels.update_labels=true and "
+            "model.char_labels.labels to replace them."
+        )
     tokenizer, labels = (cfg.model.get(key) or {} for key in ("tokenizer", "char_labels"))
     check_pair("tokenizer.update_tokenizer", tokenizer.get("update_tokenizer"), "tokenizer.dir", tokenizer.get("dir"))
     check_pair("char_labels.update_labels", labels.get("update_labels"), "char_labels.labels", labels.get("labels"))
@@ -178,6 +185,8 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
     path, connector = find_file(cfg)
     own = connector.read_config(path)
     cls, given = class_for(own.target, path), complete_from(cfg, own)
+    check_kind(cls, given, path)
+    check_sample_rates(own, given)
     keep_feedback(own, given)
     warn_of_masks(own, given)
     if adapter_name(given) is not None:
@@ -232,6 +241,49 @@ def class_for(target: str, path: str) -> type[ComatMixin]:
         return CLASSES[found]
     trained = ", ".join(cls.__name__ for cls in CLASSES)
     raise ConfigError(f"{path} holds a {target}{why}; COMAT trains {trained}, and descendants of its own classes.")
+
+
+def check_kind(cls: type[ComatMixin], given: DictConfig, path: str) -> None:
+    """Raises ConfigError where a file of characters is to get a tokenizer, or one of subwords labels.
+
+    Examples:
+        >>> given = OmegaConf.create({"char_labels": {"update_labels": True}})
+        >>> check_kind(ComatCTCModelBPE, given, "m.nemo")
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: m.nemo holds a model of subwords, which has no labels of its own; ...
+    """
+    of_subwords = issubclass(cls, (EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel))
+    if of_subwords and (given.get("char_labels") or {}).get("update_labels"):
+        raise ConfigError(
+            f"{path} holds a model of subwords, which has no labels of its own; give model.tokenizer.update_tokenizer="
+            "true and model.tokenizer.dir in place of model.char_labels."
+        )
+    if not of_subwords and (given.get("tokenizer") or {}).get("update_tokenizer"):
+        raise ConfigError(
+            f"{path} holds a model of characters, which has no tokenizer; give model.char_labels.update_labels=true "
+            "and model.char_labels.labels in place of model.tokenizer."
+        )
+
+
+def check_sample_rates(own: DictConfig, given: DictConfig) -> None:
+    """Raises ConfigError where data would come at another sample rate than the file's features are made at.
+
+    Args:
+        own: the file's model config. given: the config's model block.
+    Examples:
+        >>> own = OmegaConf.create({"preprocessor": {"sample_rate": 16000}})
+        >>> check_sample_rates(own, OmegaConf.create({"train_ds": {"sample_rate": 8000}}))
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: model.train_ds.sample_rate is 8000, but the file's features are of 16000 Hz; ...
+    """
+    expected = OmegaConf.select(joined(own, given), "preprocessor.sample_rate")
+    for key in ("", *(f"{name}." for name in LOADERS)):
+        rate = OmegaConf.select(given, f"{key}sample_rate")
+        if None not in (rate, expected) and rate not in (expected, own.get("sample_rate")):
+            raise ConfigError(
+                f"model.{key}sample_rate is {rate}, but the file's features are of {expected} Hz; leave it null: NeMo "
+                "resamples what is recorded at another rate."
+            )
 
 
 def complete_from(cfg: DictConfig, own: DictConfig) -> DictConfig:
@@ -321,9 +373,11 @@ def warn_of_masks(own: DictConfig, given: DictConfig) -> None:
     before, now = ((cfg.get("comat") or {}).get("consistency_weight") for cfg in (own, given))
     masks = (own.get("spec_augment") or {}).get("time_masks")
     if before and now == 0 and masks and given.get("spec_augment") is None:
+        fewer = max(1, round(masks / MASKS_OF_TWO_VIEWS))
         logging.warning(
             f"The file was trained on two views of each batch, with {masks} time masks, and this trains on one with as "
-            f"many; give ++model.spec_augment.time_masks=5, or model.comat.consistency_weight={before:g}."
+            f"many; give fewer, such as ++model.spec_augment.time_masks={fewer}, or "
+            f"model.comat.consistency_weight={before:g}."
         )
 
 
@@ -384,9 +438,10 @@ def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
     model.freeze()
     model.train()
     model.unfreeze_enabled_adapters()
-    for ours in (model.comat, model.nemo_comat_feedback):
-        if ours is not None:
-            ours.requires_grad_(True)
+    if model.comat is not None:
+        model.comat.requires_grad_(True)
+        for fed in model.fed_projections():  # at inference too, so they stay the file's
+            fed.requires_grad_(False)
 
 
 def warn_of_frozen_encoder(model: ModelPT) -> None:
@@ -400,7 +455,9 @@ def warn_of_frozen_encoder(model: ModelPT) -> None:
         model.freeze_updates freezes the encoder to the end
     """
     freezing = model.cfg.get("freeze_updates") or {}
-    if model.comat is not None and freezing.get("enabled") and freezing.get("modules", {}).get("encoder") == -1:
+    frozen: Any = (freezing.get("modules") or {}).get("encoder")
+    to_the_end = frozen == -1 or OmegaConf.is_list(frozen) and frozen[-1] == -1
+    if model.comat is not None and freezing.get("enabled") and to_the_end:
         logging.warning(
             "model.freeze_updates freezes the encoder to the end: COMAT, which teaches the encoder, changes nothing in "
             "the recogniser; free the encoder after some steps, or give model.comat.weight=0."

@@ -11,7 +11,7 @@ def check_freeze_updates(model: Any) -> None:
     Args:
         model: a NeMo model.
     Raises:
-        ConfigError: a name that is no module of the model, or one without `freeze`, as what is ours.
+        ConfigError: no module is named, or one that the model lacks, or one without `freeze`, as what is ours.
     Examples:
         >>> from types import SimpleNamespace
         >>> given = {"enabled": True, "modules": {"encodr": 100}}
@@ -20,7 +20,14 @@ def check_freeze_updates(model: Any) -> None:
         nemo_comat.config.ConfigError: model.freeze_updates.modules has encodr, ...
     """
     given = model.cfg.get("freeze_updates") or {}
-    for name in (given.get("modules") or {}) if given.get("enabled") else ():
+    if not given.get("enabled"):
+        return
+    if not given.get("modules"):
+        raise ConfigError(
+            "model.freeze_updates.enabled is true, but model.freeze_updates.modules names none; give a module and its "
+            "updates, such as model.freeze_updates.modules.encoder=500."
+        )
+    for name in given["modules"]:
         if not hasattr(getattr(model, name, None), "freeze"):
             raise ConfigError(
                 f"model.freeze_updates.modules has {name}, which NeMo cannot freeze in this model; name modules of "

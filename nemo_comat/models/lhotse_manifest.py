@@ -90,7 +90,7 @@ def _reads_nothing(block: Any) -> bool:
 
 
 def lhotse_blocks(dataset: Any) -> list[Any]:
-    """The blocks of a ``*_ds`` block that each name data: itself, those of input_cfg, or those of multi_config.
+    """The blocks of a ``*_ds`` block, of which `multi_blocks` has none more, that name data: itself or input_cfg's.
 
     Examples:
         >>> both = [{"manifest_filepath": "a.json"}, {"manifest_filepath": "b.json"}]
@@ -98,11 +98,10 @@ def lhotse_blocks(dataset: Any) -> list[Any]:
         ['a.json', 'b.json']
     """
     listed = dataset.get("input_cfg")
-    if listed is not None and not dataset.get("multi_config"):
-        listed = OmegaConf.create(load_yaml(listed)) if isinstance(listed, str) else listed
-        return [one for item in listed for one in lhotse_blocks(item)]
-    blocks = multi_blocks(dataset)
-    return [dataset] if blocks == [dataset] else [one for block in blocks for one in lhotse_blocks(block)]
+    if listed is None:
+        return [dataset]
+    listed = OmegaConf.create(load_yaml(listed)) if isinstance(listed, str) else listed
+    return [one for item in listed for one in lhotse_blocks(item)]
 
 
 def multi_blocks(dataset: Any) -> list[Any]:

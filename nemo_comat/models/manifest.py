@@ -20,6 +20,7 @@ from nemo_comat.models.rows import (
     ManifestError,
     Row,
     check_audio,
+    check_offset,
     expand,
     flat,
     number_of,
@@ -52,9 +53,10 @@ def check_dataset(dataset: Any, name: str, read: Reader | None = None) -> None:
         Traceback (most recent call last):
         nemo_comat.models.rows.ManifestError: model.train_ds.manifest_filepath=/no/train.json does not exist ...
     """
-    for number, block in enumerate(nested_blocks(dataset)):
+    blocks = nested_blocks(dataset)
+    for number, block in enumerate(blocks):
         check_dataset(block, f"{name}.{NESTED}[{number}]", read)
-    if nested_blocks(dataset):
+    if blocks:
         return
     if dataset.get("use_lhotse"):
         check_lhotse_dataset(dataset, name)
@@ -241,6 +243,8 @@ def _check_kept(row: Row, tarred: bool) -> None:
     else:
         for one in [audio] if isinstance(audio, str) else audio:
             check_audio(one, row.where)
+            if row.item["offset"]:
+                check_offset(one, row.item["offset"], row.where)
 
 
 def _check_token_labels(row: Row) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from nemo_comat.comat import ComatOutput, CompressAlignTransfer
-from nemo_comat.config import ConfigError, encoder_layers, read_comat_config, teacher_arguments
+from nemo_comat.config import ConfigError, encoder_layers, idle_keys, read_comat_config, teacher_arguments
 from nemo_comat.models.alignments import AlignmentMixin
 from nemo_comat.models.bad_audio import silence_bad_audio
 from nemo_comat.models.captured import InputOf, captured
@@ -30,6 +30,7 @@ from nemo_comat.models.reference import manifest_texts, reader_of, reference_tex
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
 from nemo_comat.models.statistics import keep_statistics
+from nemo_comat.models.tokenizer_folder import tokenizer_errors
 from nemo_comat.models.words import WordFinder
 from nemo_comat.teacher import CachedTeacher, Pending, Teacher, TeacherOutput, build_teacher
 from nemo_comat.transfer import REDUCTIONS, VOCABULARY_LOSSES, Reduction, reduce_rows
@@ -83,6 +84,10 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             self._words = WordFinder(teacher)
         self._add_feedback()
 
+    def _setup_tokenizer(self, tokenizer_cfg: DictConfig) -> None:
+        with tokenizer_errors():
+            super()._setup_tokenizer(tokenizer_cfg)
+
     def change_vocabulary(self, *args: Any, **kwargs: Any) -> None:
         """As NeMo's; what COMAT has learnt stays, and it follows the new blank."""
         before = self._fed_pieces()
@@ -108,12 +113,14 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         logging.info(describe(self))
         self._check_width()
         self._is_first_batch = self._views_are_unseen = True
-        if self.comat is not None and self._cfg.comat.transfer.loss == "distribution":
-            self._teacher.check_predictions()
-        if self.comat is not None and self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
-            self._teacher.table(self.device)
-        if self.comat is not None and self.comat.normalize is not None:
-            keep_statistics(self)
+        if self.comat is not None:
+            for sentence in idle_keys(self._cfg.comat):
+                logging.warning(sentence)
+            self._teacher.check(self.device)
+            if self._cfg.comat.transfer.loss in VOCABULARY_LOSSES:
+                self._teacher.table(self.device)
+            if self.comat.normalize is not None:
+                keep_statistics(self)
         super().on_train_start()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -161,7 +168,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         # out of place: NeMo logs the very tensor that step["loss"] holds
         ctc_loss, weight = step["loss"], self.comat_weight
         step["loss"] = ctc_loss + weight * transfer
-        logged = dict(train_loss=step["loss"], train_transfer_loss=transfer, comat_weight=weight)
+        # Lightning would copy a number to the device, and wait for it
+        logged = dict(train_loss=step["loss"], train_transfer_loss=transfer, comat_weight=torch.tensor(float(weight)))
         if not self.consistency_weight:  # which has logged its own losses
             logged["train_ctc_loss"] = ctc_loss
         self._log(step, {**logged, **self._about(counted, teacher, bad_audio, reduction)})
@@ -169,9 +177,9 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def _about(
         self, output: ComatOutput, teacher: TeacherOutput, bad_audio: Tensor, reduction: Reduction
-    ) -> dict[str, Tensor | float]:
-        """What is logged of a step beside its losses: dict from name to number."""
-        numbers: dict[str, Tensor | float] = dict(
+    ) -> dict[str, Tensor]:
+        """What is logged of a step beside its losses: dict from name to a scalar."""
+        numbers = dict(
             train_active_fraction=output.active.float().mean(),
             train_alignment_score=output.alignment_score,
             train_text_too_long=teacher.too_long.float().sum(),
@@ -181,7 +189,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
             # rows that are aligned, though not word by word
             numbers["train_words_unmatched"] = (output.active & ~output.kept).float().sum()
         if self._cfg.comat.teacher.cache is not None:
-            numbers["train_cache_misses"] = float(teacher.lacking)
+            numbers["train_cache_misses"] = torch.tensor(float(teacher.lacking))
         if self._cfg.comat.compress.method == "cif":
             numbers["train_quantity_loss"] = reduce_rows(output.compressed.loss, output.text_len, reduction)
         return numbers

@@ -1,5 +1,6 @@
 """Reads NeMo manifests by NeMo's own reader, and says in one sentence which line it refuses."""
 
+import functools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
+import soundfile
 from nemo.collections.asr.data.audio_to_text import expand_sharded_filepaths
 from nemo.collections.common.parts.preprocessing.manifest import item_iter
 from nemo.utils.data_utils import DataStoreObject, is_datastore_path
@@ -227,6 +229,35 @@ def check_audio(audio: str, where: str) -> None:
             f"{where}: audio file {audio} does not exist; paths are relative to the manifest's folder. "
             "Mend the path or remove the line."
         )
+
+
+def check_offset(audio: str, offset: float, where: str) -> None:
+    """Raises ManifestError where a row begins after its audio file has ended, which NeMo's reader dies of.
+
+    Args:
+        audio: path. offset: in seconds. where: how messages call the row.
+    Examples:
+        >>> import tempfile, numpy
+        >>> with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        ...     soundfile.write(file.name, numpy.zeros(8000), 8000)
+        ...     check_offset(file.name, 2.5, "train.json line 1")
+        Traceback (most recent call last):
+        nemo_comat.models.rows.ManifestError: train.json line 1 has offset 2.5, but ... ends at 1.00 s; ...
+    """
+    length = _seconds(audio)
+    if length is not None and offset >= length:
+        raise ManifestError(
+            f"{where} has offset {offset:g}, but {audio} ends at {length:.2f} s; mend the offset or remove the line."
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _seconds(audio: str) -> float | None:
+    """How long an audio file is; None where its header cannot be read without decoding it, or from here."""
+    try:
+        return float(soundfile.info(audio).duration)
+    except (RuntimeError, OSError):  # of a data store, or of a kind that NeMo reads by other means
+        return None
 
 
 def short(value: object, most: int = 60) -> str:

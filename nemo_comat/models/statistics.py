@@ -126,11 +126,13 @@ def _loader_of_texts(model: Any) -> Any:
     """A loader of its own for data that list no rows, for the one that trains begins with its first batch; or None."""
     if _listed_rows(model) is not None:
         return None
-    if model.cfg.get("train_ds") is None:
+    dataset = model.cfg.get("train_ds")
+    loader = dataset and model._setup_dataloader_from_config(config={"shuffle": True, **dataset})
+    if loader is None:
         raise ConfigError(
-            "model.comat.teacher.normalize needs the training texts; give model.train_ds, or model.comat.teacher.cache."
+            "model.comat.teacher.normalize needs the training texts, and model.train_ds names no data; give "
+            "model.train_ds, or model.comat.teacher.cache."
         )
-    loader = model._setup_dataloader_from_config(config={"shuffle": True, **model.cfg.train_ds})
     if model._reads_manifest:
         name_samples(loader)
     return loader

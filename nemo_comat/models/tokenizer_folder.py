@@ -1,10 +1,31 @@
 """The folder of a tokenizer, looked at before NeMo reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nemo_comat.config import ConfigError
+
+
+@contextmanager
+def tokenizer_errors() -> Iterator[None]:
+    """Turns what NeMo says of a tokenizer's block that it cannot use into a ConfigError.
+
+    Examples:
+        >>> with tokenizer_errors():
+        ...     raise ValueError("`tokenizer.type` cannot be None")
+        Traceback (most recent call last):
+        nemo_comat.config.ConfigError: model.tokenizer cannot be used: `tokenizer.type` cannot be None ...
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"model.tokenizer cannot be used: {' '.join(str(error).split()).rstrip('.')}; tokenizers by "
+            "examples/build_tokenizer.py have model.tokenizer.type=bpe."
+        ) from error
+
 
 # by type, what NeMo reads in the folder where the block names no file of its own
 FILES = {"bpe": "tokenizer.model", "wpe": "vocab.txt"}

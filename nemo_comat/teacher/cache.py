@@ -11,8 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_comat.output import PathLike
 from nemo_comat.teacher.cache_files import RUN_AGAIN, CachedText, CacheError, TeacherCache
 from nemo_comat.teacher.device import upload
-from nemo_comat.teacher.output import TeacherOutput, pad_predicted
+from nemo_comat.teacher.language_model import checked_table
+from nemo_comat.teacher.output import Embedded, TeacherError, TeacherOutput, pad_predicted
 from nemo_comat.teacher.teacher import Teacher
+from nemo_comat.waiting import LOGGER
 
 Missing = Literal["encode", "error"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
@@ -20,6 +22,8 @@ MISSING: tuple[Missing, ...] = get_args(Missing)
 
 class CachedTeacher:
     """A teacher that looks texts up in a cache; its weights are loaded only for texts that the cache lacks.
+
+    Where it cannot read those, as without its weights, they get text_len 0, and the log says so once.
 
     Args:
         teacher: `Teacher` of the cache.
@@ -35,6 +39,7 @@ class CachedTeacher:
             raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
         self.teacher, self.folder, self.missing = teacher, cache, missing
         self._table: tuple[torch.device, Tensor] | None = None
+        self._is_teacher_there, self._has_warned = True, False
 
     @functools.cached_property
     def cache(self) -> TeacherCache:
@@ -79,16 +84,16 @@ class CachedTeacher:
         if self._table is None or self._table[0] != device:
             found = self.cache.table()
             table = self.teacher.table(device) if found is None else found.to(device, torch.float32)
-            self._table = device, table
+            self._table = device, checked_table(table, self.name)
         return self._table[1]
 
     def check_table(self) -> None:
         """As `Teacher.check_table`."""
         self.teacher.check_table()
 
-    def check_predictions(self) -> None:
-        """Raises TeacherError where the cache has no probabilities of tokens, or fewer than are asked for."""
-        _ = self.cache
+    def check(self, device: torch.device) -> None:
+        """Raises CacheError where the cache is another teacher's, has no or too few probabilities, or lacks a file."""
+        self.cache.check_shards()
 
     def reads_at_once(self, text: str) -> bool:
         """As `Teacher.reads_at_once`: where the cache has the text."""
@@ -104,11 +109,11 @@ class CachedTeacher:
                 f"Cache {self.folder} lacks {len(lacking)} of {len(texts)} texts of a batch, such as "
                 f"{texts[lacking[0]]!r}; {RUN_AGAIN} Or set model.comat.teacher.missing=encode."
             )
-        live = self.teacher.rows([texts[i] for i in lacking], device)
+        live = self._live([texts[i] for i in lacking], device)
         # what is of them is on the device already, and goes into this room there
         room = {
             i: CachedText(
-                torch.zeros(len(row.token_id), self.dim),
+                torch.zeros(len(row.token_id), self.dim, dtype=torch.float32),
                 row.token_id,
                 row.too_long,
                 None if row.predicted is None else _room_for(*row.predicted),
@@ -124,6 +129,29 @@ class CachedTeacher:
             for whole, part in zip(out.predicted or (), pad_predicted([row.predicted for row in live]) or ()):
                 _fill(whole, places, part)
         return out._replace(lacking=len(lacking))
+
+    def _live(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
+        """Embedded of texts that the cache lacks: by the teacher, or empty ones where it cannot read them."""
+        if self._is_teacher_there:
+            try:
+                return self.teacher.rows(texts, device)
+            except TeacherError as error:
+                # a run that the cache serves but for some texts does not end for their sake
+                self._is_teacher_there = self.teacher.is_loaded
+                if not self._has_warned:
+                    LOGGER.warning(
+                        "%s So %r, which the cache lacks, stays out of the transfer loss, as all such texts do; "
+                        "train_cache_misses counts what the cache lacks, and model.comat.teacher.missing=error ends a "
+                        "run with the first.",
+                        error,
+                        texts[0],
+                    )
+                self._has_warned = True
+        shape = 0, self.teacher.top_k or 0
+        nothing = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, device=device)
+        vectors = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
+        ids = torch.zeros(0, dtype=torch.int64)
+        return [Embedded(vectors, ids, False, 0, nothing if self.teacher.top_k else None) for _ in texts]
 
 
 def _room_for(token_id: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,11 @@ class TeacherCache:
     def __len__(self) -> int:
         return len(self._first)
 
+    def check_shards(self) -> None:
+        """Raises CacheError where a file that the index names is not there, or not whole."""
+        for name in self.shards:
+            open_file(self.folder / name, self.folder)
+
     def get(self, text: str) -> CachedText | None:
         """CachedText, or None where the cache does not have the text."""
         first, second = text_key(text)

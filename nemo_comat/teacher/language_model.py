@@ -191,9 +191,14 @@ class LanguageModel:
             self._leave_out_upper_layers(model)
         return model
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return "model" in self.__dict__
+
     def _decide_dtype(self, device: torch.device) -> None:
         # cast afterwards, a model loses what it keeps in float32 on purpose, and is in memory twice as large before
-        if "model" not in self.__dict__:
+        if not self.is_loaded:
             self._weights_dtype = self.dtype or fastest_dtype(device)
 
     def _leave_out_upper_layers(self, model: Any) -> None:
@@ -306,14 +311,14 @@ class LanguageModel:
         Args:
             device: torch.device.
         Raises:
-            TeacherError: as `check_table`.
+            TeacherError: as `check_table` and `checked_table`.
         """
         if self._table is None or self._table[0] != device:
             self._decide_dtype(device)
             whole = self._whole
             table = self._table_of(lambda: whole)
             self._refuse_width(table.shape[1])
-            self._table = device, table.detach().to(device, torch.float32)
+            self._table = device, checked_table(table.detach().to(device, torch.float32), self.name)
         return self._table[1]
 
     @functools.cached_property
@@ -386,3 +391,22 @@ class LanguageModel:
                 "if that tells nothing to mend, choose a text model such as bert-base-uncased for "
                 "model.comat.teacher.name."
             ) from error
+
+
+def checked_table(table: Tensor, name: str) -> Tensor:
+    """A teacher's table of word embeddings [V, De] as it is.
+
+    Raises:
+        TeacherError: a row has a number that is not finite, which would make every token's loss NaN.
+    Examples:
+        >>> checked_table(torch.ones(2, 3), "a teacher").shape
+        torch.Size([2, 3])
+    """
+    finite = table.sum(1).isfinite()
+    if not finite.all():
+        raise TeacherError(
+            f"Teacher {name!r}: {int((~finite).sum())} of {len(table)} rows of its table of word embeddings are not "
+            f"finite, the first of token id {int((~finite).nonzero()[0])}; mend its weights, or set "
+            "model.comat.transfer.loss=cosine."
+        )
+    return table

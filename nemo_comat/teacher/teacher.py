@@ -129,8 +129,9 @@ class Teacher(LanguageModel):
         words = self._reader.word_indices(texts)
         return words if self.units == "token" else [sorted(set(row)) for row in words]
 
-    def check_predictions(self) -> None:
-        """Raises TeacherError where the model has no probabilities of tokens; loads its weights."""
+    def check(self, device: torch.device) -> None:
+        """Loads the weights, for a device; raises TeacherError where what `encode` is to give cannot be had."""
+        self._decide_dtype(device)
         _ = self.model
 
     def reads_at_once(self, text: str) -> bool:
@@ -151,7 +152,8 @@ class Teacher(LanguageModel):
         if rows:
             embeddings, token_id = (pad_sequence(list(column), batch_first=True) for column in list(zip(*rows))[:2])
         else:
-            embeddings, token_id = torch.zeros(0, 0, self.dim, device=device), torch.zeros(0, 0, dtype=torch.int64)
+            embeddings = torch.zeros(0, 0, self.dim, dtype=torch.float32, device=device)
+            token_id = torch.zeros(0, 0, dtype=torch.int64)
         if token_id.shape[1] == 0:
             embeddings, token_id = embeddings.new_zeros(len(texts), 1, self.dim), token_id.new_zeros(len(texts), 1)
         text_len = torch.tensor([len(row.token_id) for row in rows])
@@ -176,7 +178,7 @@ class Teacher(LanguageModel):
         self._decide_dtype(device)
         kept, ids, too_long = self._token_ids(texts)
         used = [i for i, row in enumerate(kept) if row]
-        vectors = [torch.zeros(0, self.dim, device=device) for _ in kept]
+        vectors = [torch.zeros(0, self.dim, dtype=torch.float32, device=device) for _ in kept]
         for run in self._runs(used, ids) if used else []:
             packed = self._packed([ids[i] for i in run], [kept[i] for i in run], device)
             for i, rows in zip(run, packed.split([len(kept[i]) for i in run])):

@@ -78,9 +78,11 @@ class TextReader:
         try:
             coded = self.tokenizer(texts, **options)
         except Exception as error:  # tokenizers raises plain ones
+            if len(texts) > 1:  # one of them fails alone, and is named
+                return [row for text in texts for row in self.code([text], **more)]
             raise TeacherError(
-                f"Teacher {self.name!r}: its tokenizer cannot read a text like {texts[0]!r}: {error}; check its files "
-                f"in {self.path}."
+                f"Teacher {self.name!r}: its tokenizer cannot read the text {texts[0]!r}: {error}; check its files in "
+                f"{self.path}."
             ) from error
         masks = coded["special_tokens_mask"]
         kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]

@@ -45,6 +45,13 @@ class AlignmentPictures(pl.Callback):
         """Keeps the utterances at the first time, so that they are the same ones at each validation."""
         if self._batch is None and batch_idx == dataloader_idx == 0 and self._guarded(self._wanted, trainer, model):
             self._batch = self._guarded(first_rows, model, batch, self.pictures)
+            if self._batch is None and self.pictures:
+                self._warn(
+                    "No pictures of alignments: the teacher's cache has no text of the first validation batch; add "
+                    "those of validation by examples/cache_teacher.py with model.train_ds.manifest_filepath=dev.json, "
+                    "or set model.comat.pictures=0."
+                )
+                self.pictures = 0
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, model: Any) -> None:
         """Draws them."""

@@ -80,7 +80,8 @@ $(VENV)/installed: setup.py $(CONSTRAINTS) tools/install.py
 
 # from the default index alone, whatever is set here: the lock is the same on every machine
 lock: $(VENV)/installed
-	env -u UV_FIND_LINKS -u UV_INDEX UV_PYTHON_DOWNLOADS=never $(BIN)/python -m uv pip compile --quiet --universal \
+	env -u UV_FIND_LINKS -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_INDEX_STRATEGY -u UV_TORCH_BACKEND -u UV_PRERELEASE \
+		-u UV_RESOLUTION UV_PYTHON_DOWNLOADS=never $(BIN)/python -m uv pip compile --quiet --universal \
 		--python-version 3.10 --strip-extras --no-annotate --custom-compile-command 'make lock' \
 		--constraint constraints.txt --all-extras setup.py --output-file constraints-lock.txt
 

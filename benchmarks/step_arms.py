@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from step_data import random_bert
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
@@ -80,12 +81,23 @@ def model_config(options, setting):
     cfg.model.spec_augment.time_masks = 10 if setting.size == "large" else 5
     for override in options.overrides:
         key = override.lstrip("+~").partition("=")[0]
+        if not key.startswith("model."):
+            raise ConfigError(f"{override} is none of the model's keys, which alone are measured; leave it out.")
         if override.startswith("~"):
             raise ConfigError(f"{override} takes a key out; give overrides of the form KEY=VALUE.")
         for own, instead in SET_HERE.items():
             if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
                 raise ConfigError(f"{override} is set by the measurement: {own} is {instead}; leave this override out.")
-    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([one.lstrip("+") for one in options.overrides])).model
+    for override in options.overrides:
+        OmegaConf.set_struct(cfg, not override.startswith("+"))
+        try:
+            cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([override.lstrip("+")]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{override}: {str(error).splitlines()[0]}; a key that is new needs a + before it."
+            ) from None
+    OmegaConf.set_struct(cfg, False)
+    cfg = cfg.model
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
     cfg.interctc = {"loss_weights": [], "apply_at_layers": []}

@@ -95,6 +95,7 @@ def test_of_one_version_uv_takes_the_file_that_pip_takes(tmp_path):
     theirs = install.uv_environment(
         install.pip_settings(f"global.extra-index-url='{extra}'\n", main_index), {"PATH": os.environ["PATH"]}
     )
+    pytest.importorskip("uv")  # pip alone installs where it cannot be had
     command = [sys.executable, "-m", "uv", "pip", "install", "--offline", "--target", str(tmp_path / "out"), "thing"]
     subprocess.run(command, env={**theirs, "UV_CACHE_DIR": str(tmp_path / "cache")}, check=True)
     assert f"Tag: {tag}" in (tmp_path / "out" / "thing-1.0.dist-info" / "WHEEL").read_text()

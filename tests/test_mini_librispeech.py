@@ -714,6 +714,43 @@ def test_settings_are_compared_without_nemo():
     assert subprocess.run([sys.executable, "-c", check], cwd=RECIPE).returncode == 0
 
 
+def test_the_commands_of_a_run_are_those_that_its_scripts_take(tmp_path, monkeypatch):
+    overrides = ["model.optim={name:sgd,lr:1}", "trainer.max_epochs=2"]
+    given = dict(data=tmp_path / "data", out=tmp_path / "runs", scale="cpu", start=tmp_path / "first" / "ctc")
+    train_command, score_command = run.commands(Namespace(**given, overrides=overrides), "comat", 2)
+    monkeypatch.setattr(sys, "argv", train_command[1:])
+    got = vars(train.parse_args())
+    assert got == {**given, "arm": "comat", "seed": 2, "name": None, "overrides": overrides}
+    assert score_command[1:] == [
+        score.__file__,
+        f"--data={given['data']}",
+        str(given["out"] / "comat" / "seed2"),
+    ]
+
+
+def test_what_run_is_given_is_looked_at_before_anything_starts(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "start", None)
+    for given, message in [
+        ([f"--data={tmp_path}/gone"], "gone has no train.json; give the folder that prepare.py wrote"),
+        ([f"--data={data}", f"--start={tmp_path}/first"], "first/seed1 holds no finished run"),
+        ([f"--data={data}", "--jobs=0"], "2"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *given, f"--out={tmp_path}/runs", "--scale=cpu", "--seeds=1"])
+        with pytest.raises(SystemExit, match=message):
+            run.main()
+    assert "--jobs is the number of runs at a time" in capsys.readouterr().err
+
+
+def test_runs_that_are_not_there_are_named(tmp_path):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    for names, seeds, message in [
+        (["ctc", "defualt"], (), "run defualt; .* has ctc"),
+        ((), [1, 2], "run seed2; .* ctc"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            records.finished(tmp_path, names, seeds)
+
+
 def test_overrides_reach_a_run_as_they_were_given(tmp_path, monkeypatch):
     given = ["model.optim.lr=$(touch hacked)", "model.x='a \"b\" & c'", "data with spaces", "*"]
     keep = "import json, pathlib, sys; pathlib.Path('given.json').write_text(json.dumps(sys.argv[1:]))"
@@ -865,10 +902,20 @@ def test_the_reports_numbers_by_hand(tmp_path):
     assert found["ctc"]["test_wer"] == pytest.approx({"mean": 0.3, "sd": 0.1 * 2**0.5, "seeds": 2})
     assert found["comat"]["test_wer"] == {"mean": 0.1, "sd": None, "seeds": 1}
     assert found["comat"]["test_cer"]["mean"] == pytest.approx(1 / 34)
-    assert found["comat"]["against"]["ctc"]["change"] == pytest.approx(0.1 / 0.3 - 1)
-    # "sat" and "the" were wrong in both ctc runs, "a" and "ran" in one of them, "dog" in none
-    assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
+    # seed 1 alone has both, and there 4 of 10 words were wrong
+    assert found["comat"]["against"]["ctc"]["change"] == pytest.approx(0.1 / 0.4 - 1)
+    assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 1, "ran": 1}
     assert found["comat"]["broken"] == [("dog", -1)]
+    scored(tmp_path / "comat" / "seed2", ["the cat sat", "on the mat", "a dog ran far"])
+    found = report.summary(records.read_runs(tmp_path, first=report.BASELINES))
+    assert found["comat"]["against"]["ctc"]["change"] == pytest.approx(0.05 / 0.3 - 1)
+    # "sat" and "the" were wrong in both ctc runs, "a" and "ran" in one of them
+    assert dict(found["comat"]["mended"]) == {"sat": 1, "the": 1, "a": 0.5, "ran": 0.5}
+    assert found["comat"]["broken"] == [("dog", -0.5)]
+    scored(tmp_path / "comat" / "seed3", ["the cat sat", "on the mat", "a dog ran far"])
+    assert "), 2 of the seeds |" in report.report(tmp_path)
+    for seed in ("seed2", "seed3"):
+        shutil.rmtree(tmp_path / "comat" / seed)
     assert [row["val_wer"] for row in runs["ctc"][0]["history"]] == [0.8, 0.5]
     for row in runs["comat"][0]["history"]:
         del row["step_seconds"]  # as where an epoch has one step
@@ -930,12 +977,12 @@ def test_runs_of_different_test_sets_are_not_compared(tmp_path):
     references = ["the cat sat", "on the mat", "a dog ran far"]
     scored(tmp_path / "ctc" / "seed1", references)
     scored(tmp_path / "comat" / "seed3", references[::-1], references[::-1])
-    with pytest.raises(ValueError, match="^comat seed 1 was scored on another test set than ctc seed 1; ") as error:
+    with pytest.raises(ValueError, match="^comat seed 3 was scored on another dev set than ctc seed 1; ") as error:
         report.report(tmp_path)
     assert "\n" not in str(error.value)
     shutil.rmtree(tmp_path / "comat")
     scored(tmp_path / "ctc" / "seed2", references[:2], references[:2])
-    with pytest.raises(ValueError, match="ctc seed 2 was scored on another test set than ctc seed 1"):
+    with pytest.raises(ValueError, match="ctc seed 2 was scored on another dev set than ctc seed 1"):
         report.report(tmp_path)
     report.report(tmp_path, seeds=[2])
 

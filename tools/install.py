@@ -12,6 +12,7 @@ have a better file for this machine. So uv is told pip's main index first, which
 
 import argparse
 import ast
+import math
 import os
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ SETTINGS = {
     "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
     "cert": "SSL_CERT_FILE",
+    "proxy": "ALL_PROXY",
     "default-timeout": "UV_HTTP_TIMEOUT",
     "timeout": "UV_HTTP_TIMEOUT",
 }
@@ -97,6 +99,8 @@ def uv_environment(settings, given):
         if not given.keys() & {"UV_INDEX", *DEFAULT_INDEX}:
             *first, theirs["UV_DEFAULT_INDEX"] = [theirs["UV_DEFAULT_INDEX"], *theirs["UV_INDEX"].split()]
             theirs["UV_INDEX"] = " ".join(first)
+    if "UV_HTTP_TIMEOUT" in theirs:
+        theirs["UV_HTTP_TIMEOUT"] = str(math.ceil(float(theirs["UV_HTTP_TIMEOUT"])))  # uv takes whole seconds alone
     if given.keys() & DEFAULT_INDEX:
         theirs.pop("UV_DEFAULT_INDEX", None)  # which would stand before a UV_INDEX_URL
     # uv wants commas here, pip writes blanks

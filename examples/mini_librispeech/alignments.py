@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from nemo_comat import ComatCTCModelBPE, monotonic_align, segment_log_softmax
+from nemo_comat import ComatCTCModelBPE, TeacherError, monotonic_align, segment_log_softmax
 from nemo_comat.models.audio import cut_out
 from nemo_comat.models.export import ExportError, check_nemo_file
 from nemo_comat.models.reference import manifest_text
@@ -93,7 +93,7 @@ def right_shares(model, manifest, utterances, temperatures=()):
 
 def main():
     args = parse_args()
-    with exit_in_one_sentence(ManifestError, ExportError):
+    with exit_in_one_sentence(ManifestError, TeacherError, ExportError):
         check_nemo_file(args.model)
         model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
         shares = right_shares(model, args.manifest, args.utterances, args.temperatures)

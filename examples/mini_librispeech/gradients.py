@@ -29,6 +29,7 @@ import torch
 from nemo.utils import logging
 from score import restore_on_dev
 
+from nemo_comat import TeacherError
 from nemo_comat.models.captured import captured
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence
@@ -74,7 +75,7 @@ def measure(folder, data, batches=10):
 def main():
     args = parse_args()
     for folder in args.folders:
-        with exit_in_one_sentence(ManifestError, ValueError):
+        with exit_in_one_sentence(ManifestError, TeacherError, ValueError):
             numbers = measure(folder, args.data, args.batches)
         logging.info(f"{folder}: " + ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
 

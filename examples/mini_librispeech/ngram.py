@@ -70,6 +70,7 @@ def score_with(folder, data, lm, alphas=ALPHAS, overwrite=False):
     Raises:
         OutputError: there is one already, and overwrite is False.
     """
+    folder = folder.resolve()
     target = folder.parent.with_name(f"{folder.parent.name}_ngram") / folder.name
     check_outputs([target / name for name in RECORDS], inputs=[folder], overwrite=overwrite)
     model = ComatCTCModelBPE.restore_from(str(checkpoint_of(folder)), map_location="cpu")
@@ -89,7 +90,8 @@ def score_with(folder, data, lm, alphas=ALPHAS, overwrite=False):
     shutil.copyfile(folder / "history.jsonl", target / "history.jsonl")
     run = json.loads((folder / "run.json").read_text())
     run["language_model"] = {"file": lm.name, "alpha": best, "dev_wer": wers}
-    (target / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    with written_beside(target / "run.json") as part:
+        part.write_text(json.dumps(run, indent=1) + "\n")
     return target, wers
 
 

@@ -45,6 +45,8 @@ from build_tokenizer import FILES, build_tokenizer, read_texts
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 from nemo_comat.waiting import announce_nemo
 
+# suffixes of audio, beside which a folder may hold other files of an utterance
+FORMATS = {*soundfile.available_formats(), "OPUS", "M4A", "MP4"}
 SPLITS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "test-clean"}
 RESOURCES = {"train": 31, "dev": 31, "test": 12}
 PACKED = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -100,7 +102,8 @@ def unpack_tarball(source, folder):
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         inside = Path(beside, folder.name)
         with tarfile.open(source) as archive:
-            archive.extractall(inside, filter="data")
+            # the first releases of Python 3.10 and 3.11 have no filters
+            archive.extractall(inside, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         (inside / "unpacked").write_text(which)
         inside.rename(folder)
     return folder
@@ -131,7 +134,8 @@ def rows_of_librispeech(folder):
         # not splitlines, which parts a text at signs such as U+2028 too
         for line in filter(None, transcripts.read_text(encoding="utf-8").split("\n")):
             name, _, text = line.partition(" ")
-            audio = next(transcripts.parent.glob(f"{name}.*"), None)
+            beside = sorted(transcripts.parent.glob(f"{name}.*"))
+            audio = next((file for file in beside if file.suffix.upper().lstrip(".") in FORMATS), None)
             if audio is None:
                 raise PrepareError(f"{transcripts} names {name}, but there is no such audio file beside it.")
             rows.append(
@@ -163,7 +167,8 @@ def seconds_of(row):
     if row["duration"] is not None:
         return row["duration"]
     audio = row["audio_filepath"]
-    return soundfile.info(audio if isinstance(audio, str) else audio[0]).duration  # several are channels of one sound
+    audio = audio if isinstance(audio, str) else audio[0]  # several are channels of one sound
+    return soundfile.info(audio).duration - (row.get("offset") or 0)
 
 
 def part_of(rows, hours):

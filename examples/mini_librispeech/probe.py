@@ -121,8 +121,8 @@ def main():
     with exit_in_one_sentence(ManifestError, TeacherError):
         model = restore_on_dev(args.folder, args.data)
         depth = Teacher(args.teacher).config.num_hidden_layers
-    teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
-    speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)
+        teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
+        speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)
     fitted = utterance < 0.7 * (utterance[-1] + 1)
     for n, vectors in speech.items():
         for layer in teachers:

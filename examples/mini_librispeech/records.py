@@ -58,7 +58,7 @@ def without_places(value):
         return [without_places(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    key, equals, path = value.rpartition("=")
+    key, equals, path = ("", "", value) if value.startswith("/") else value.partition("=")
     return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
 
 
@@ -82,15 +82,25 @@ def keep(out, names, target, seeds=()):
 
 
 def finished(out, names=(), seeds=()):
-    """Folders of finished and scored runs, in the order of their names; of some names or seeds (numbers) only."""
+    """Folders of finished and scored runs, in the order of their names; of some names or seeds (numbers) only.
+
+    Raises:
+        ValueError: there is none of a name or a seed that is given.
+    """
     wanted = {f"seed{seed}" for seed in seeds}
     folders = [folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names]
     folders = sorted(folder for folder in folders if not seeds or folder.name in wanted)
-    return [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
+    folders = [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
+    lacking = [name for name in names if name not in {folder.parent.name for folder in folders}]
+    lacking += sorted(wanted - {folder.name for folder in folders})
+    if lacking:
+        there = ", ".join(sorted({folder.parent.name for folder in folders})) or "none"
+        raise ValueError(f"{out} has no finished and scored run {lacking[0]}; of what is asked for it has {there}.")
+    return folders
 
 
 def read_runs(out, names=(), seeds=(), first=()):
-    """Finished and scored runs: {name: [{"run", "history", "dev", "test"}, ...]}, a list entry for each seed.
+    """Finished and scored runs: {name: [{"seed", "run", "history", "dev", "test"}, ...]}, a list entry for each seed.
 
     Those that are named in first come first.
     """
@@ -99,6 +109,7 @@ def read_runs(out, names=(), seeds=(), first=()):
         run = json.loads(read_record(folder, "run.json"))
         steps = {row["step"]: row for row in json_lines(read_record(folder, "history.jsonl"))}
         splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
-        runs[folder.parent.name].append({"run": run, "history": [steps[step] for step in sorted(steps)], **splits})
+        history = [steps[step] for step in sorted(steps)]
+        runs[folder.parent.name].append({"seed": folder.name, "run": run, "history": history, **splits})
     order = [*(name for name in first if name in runs), *(name for name in runs if name not in first)]
     return {name: runs[name] for name in order}

@@ -40,27 +40,28 @@ def check_test_set(runs):
     Raises:
         ValueError: two of them were not.
     """
-    said = [
-        (f"{name} seed {seed['run'].get('seed', number)}", [row["reference"] for row in seed["test"]])
-        for name, seeds in runs.items()
-        for number, seed in enumerate(seeds, 1)
-    ]
-    for run, references in said:
-        if references != said[0][1]:
-            raise ValueError(
-                f"{run} was scored on another test set than {said[0][0]}; name runs of one test set, or score one of "
-                "these two again."
-            )
+    for split in ("dev", "test"):
+        said = [
+            (f"{name} {seed['seed'].replace('seed', 'seed ')}", [row["reference"] for row in seed[split]])
+            for name, seeds in runs.items()
+            for seed in seeds
+        ]
+        for run, references in said:
+            if references != said[0][1]:
+                raise ValueError(
+                    f"{run} was scored on another {split} set than {said[0][0]}; name runs of one {split} set, or "
+                    "score one of these two again."
+                )
 
 
 def summary(runs, times=None, against=BASELINES):
-    """What the report says, by run name, as plain numbers.
+    """What the report says, by run name, as plain numbers; runs are compared on the seeds that both have.
 
     Args:
         runs: of `read_runs`. times: Counter of the training words, or None. against: names of runs that the others are
             compared with, where they are there; words are mended and broken against the first.
     Raises:
-        ValueError: the runs were scored on different test sets.
+        ValueError: the runs were scored on different sets.
     """
     check_test_set(runs)
     words = {name: [errors(seed["test"]) for seed in seeds] for name, seeds in runs.items()}
@@ -79,14 +80,16 @@ def summary(runs, times=None, against=BASELINES):
         active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
         of["active_fraction"] = mean(active) if active else None
         of["words"] = word_shares([row for seed in seeds for row in seed["test"]], times)
-        of["against"] = {
-            base: dict(zip(("change", "low", "high"), map(float, paired_interval(words[name], words[base]))))
-            for base in against
-            if base in runs and base != name
-        }
-        if against[0] in runs and name != against[0]:
-            lists = mended_and_broken([seed["test"] for seed in seeds], [seed["test"] for seed in runs[against[0]]])
-            of["mended"], of["broken"] = lists
+        of["against"] = {}
+        for base in against:
+            both = {seed["seed"] for seed in seeds} & {seed["seed"] for seed in runs.get(base, ())}
+            if base == name or not both:
+                continue
+            pair = [[seed["test"] for seed in runs[one] if seed["seed"] in both] for one in (name, base)]
+            interval = paired_interval(*([errors(rows) for rows in side] for side in pair))
+            of["against"][base] = dict(zip(("change", "low", "high"), map(float, interval)), seeds=len(both))
+            if base == against[0]:
+                of["mended"], of["broken"] = mended_and_broken(*pair)
     return found
 
 
@@ -97,16 +100,17 @@ def percent(numbers):
 
 
 def change_of(of, base):
-    """-4.2 % (-6.0 to -2.3)."""
+    """-4.2 % (-6.0 to -2.3); with the number of seeds that both have, where it is not all of the run's."""
     if base not in of["against"]:
         return ""
     change = of["against"][base]
-    return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+    fewer = f", {change['seeds']} of the seeds" if change["seeds"] < of["test_wer"]["seeds"] else ""
+    return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f}){fewer}"
 
 
 def ratio(cost, base):
     """1.23, or nothing where one of them is not known."""
-    return "" if None in (cost, base) else f"{cost / base:.2f}"
+    return "" if None in (cost, base) or not base else f"{cost / base:.2f}"
 
 
 def head(against=BASELINES):
@@ -303,7 +307,7 @@ def main():
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()
-    with exit_in_one_sentence(ValueError):
+    with exit_in_one_sentence(ValueError, RuntimeError):  # of audio that cannot be read, too
         if args.keep is not None:
             keep(args.out, args.names, args.keep, args.seeds)
         print(report(args.out, args.names, args.data, args.html, args.seeds, args.against))

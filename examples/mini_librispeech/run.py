@@ -20,11 +20,14 @@ from pathlib import Path
 from arms import HERE, RECIPE, arm_config, recorded, run_folder, settings
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from records import checkpoint_of
 from report import report
 from tqdm import tqdm
 
 from nemo_comat.output import exit_in_one_sentence
 
+# by prepare.py
+WRITTEN = ("train.json", "dev.json", "test.json", "tokenizer")
 # of whoever stops the table: kill, Ctrl-C, and a terminal that is closed
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -42,7 +45,7 @@ def start(args, arm, seed, command):
     """Starts a command of one run in the background; what it says goes into the run's log."""
     folder = run_folder(args.out, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    threads = str(max(1, len(os.sched_getaffinity(0)) // args.jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ}
     with open(folder / "log", "a", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -72,9 +75,15 @@ def check_settings(args):
     """Looks before the first run at the configs, and at the runs that are there: these would be reported as others.
 
     Raises:
-        ConfigError: a folder holds a run of other settings. FileNotFoundError: there is no finished run in --start.
+        ConfigError: a folder holds a run of other settings. FileNotFoundError: there is no finished run in --start, or
+            nothing that prepare.py wrote in --data.
         HydraException: an override fits no arm's config.
     """
+    missing = [name for name in WRITTEN if not (args.data / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{args.data} has no {missing[0]}; give the folder that prepare.py wrote.")
+    for seed in args.seeds if args.start is not None else ():
+        checkpoint_of(args.start / f"seed{seed}")
     for arm in args.arms:
         arm_config(arm, args.data, args.out, args.scale, args.overrides)
     for seed in args.seeds:
@@ -146,6 +155,9 @@ def main():
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
+    args.arms, args.seeds = list(dict.fromkeys(args.arms)), list(dict.fromkeys(args.seeds))
+    if args.jobs < 1:
+        parser.error(f"--jobs is the number of runs at a time, 1 or more; got {args.jobs}")
     stop_as_ctrl_c()
     with exit_in_one_sentence(ValueError, HydraException, OmegaConfBaseException):
         check_settings(args)

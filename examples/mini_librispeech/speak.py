@@ -4,10 +4,10 @@
     python examples/mini_librispeech/speak.py --data=mini_librispeech --out=spoken --minutes=train:120,dev:12,test:30
 
 Each transcript of DATA's train.json, dev.json and test.json is cut into pieces of 4 to 12 words; pieces are drawn by
-chance, never twice the same, and none of dev or test is in train. --words=500 keeps to the 500 words most frequent in
-train, so that nearly every word of dev and test is one that training has, and a small model converges sooner. OUT gets
-the audio and manifests of the same names, to be given to prepare.py; what is there already is replaced with --overwrite
-alone. One clean voice: figures on it say nothing about real speech.
+chance, in one call never twice the same, so none of dev or test is in train. --words=500 keeps to the 500 words most
+frequent in train, so that nearly every word of dev and test is one that training has, and a small model converges
+sooner. OUT gets the audio and manifests of the same names, to be given to prepare.py; what is there already is replaced
+with --overwrite alone. One clean voice: figures on it say nothing about real speech.
 """
 
 import argparse

@@ -32,9 +32,11 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
+from hydra.errors import HydraException
 from nemo.utils import logging
+from omegaconf.errors import OmegaConfBaseException
 
-from nemo_comat import ComatCTCModelBPE, ConfigError
+from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherError
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence
 
@@ -115,7 +117,7 @@ def table(found):
 def main():
     args = parse_args()
     torch.set_num_threads(1)
-    with exit_in_one_sentence(ConfigError, ManifestError):
+    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException, OmegaConfBaseException):
         print(table(measure(args.data, args.scale, args.steps, args.overrides)))
 
 

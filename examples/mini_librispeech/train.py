@@ -50,6 +50,7 @@ from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Timer
 from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
+from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(HERE.parent))
 from speech_to_text_comat import build
@@ -108,7 +109,7 @@ class History(pl.Callback):
     def on_validation_end(self, trainer, model):
         """Writes the row."""
         metrics = trainer.callback_metrics
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "peak_bytes": peak_bytes()}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "peak_bytes": peak_bytes(model.device)}
         row.update({key: float(metrics[key]) for key in LOGGED if key in metrics})
         if self.active:
             row["train_active_fraction"] = torch.stack(self.active).mean().item()
@@ -119,10 +120,10 @@ class History(pl.Callback):
         self.seconds, self.last, self.active = [], None, []
 
 
-def peak_bytes():
-    """Most memory that was in use: the GPU's tensors, or on a CPU the whole process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_bytes(device):
+    """Most memory that was in use: the tensors of a GPU, or on a CPU the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -135,9 +136,9 @@ def commit_here():
         return "unknown"
 
 
-def surroundings():
-    """Where a run was trained, for run.json."""
-    gpu = torch.cuda.is_available()
+def surroundings(accelerator):
+    """Where a run was trained, for run.json; accelerator: of its trainer."""
+    gpu = torch.cuda.is_available() and accelerator != "cpu"
     return {
         "commit": commit_here(),
         "torch": torch.__version__,
@@ -206,7 +207,7 @@ def train(arm, name, seed, data, out, scale, extra=(), start=None):
     with locked(folder):
         before = recorded(folder, asked)
         if not before.get("finished"):
-            fit(cfg, {**asked, **joined(before, surroundings())}, folder)
+            fit(cfg, {**asked, **joined(before, surroundings(cfg.trainer.get("accelerator")))}, folder)
     return folder
 
 
@@ -219,13 +220,14 @@ def fit(cfg, run, folder):
     """
     if cfg.trainer.get("max_time") is not None:
         raise ConfigError("trainer.max_time is of all parts of a run; give +exp_manager.max_time_per_run=DD:HH:MM:SS.")
-    write_settings(folder / "run.json", run)
     pl.seed_everything(run["seed"])
     history = History(folder / "history.jsonl", run["seed"])
     trainer, model = build(cfg, [history])
     if cfg.model.preprocessor.get("dither") == 0 and cfg.model.train_ds.get("augmentor") is None:
         model.preprocessor.forward = remembered(model.preprocessor.forward)
     run["encoder_parameters"] = sum(p.numel() for p in model.encoder.parameters())
+    # not before: what cannot be built leaves no settings behind, which would stand against those that can
+    write_settings(folder / "run.json", run)
     pl.seed_everything(1000 * run["seed"])
     trainer.fit(model)
     if history.steps is None:
@@ -240,7 +242,7 @@ def fit(cfg, run, folder):
 
 def main():
     args = parse_args()
-    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException):
+    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException, OmegaConfBaseException):
         name = args.name or args.arm
         folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
     logging.info(f"Trained: {folder}")

@@ -7,6 +7,10 @@ from typing import Any
 
 from nemo_comat.config import ConfigError
 
+# by type, what NeMo reads in the folder where the block names no file of its own
+FILES = {"bpe": "tokenizer.model", "wpe": "vocab.txt"}
+OWN_FILES = ("model_path", "vocab_path")
+
 
 @contextmanager
 def tokenizer_errors() -> Iterator[None]:
@@ -16,7 +20,7 @@ def tokenizer_errors() -> Iterator[None]:
         >>> with tokenizer_errors():
         ...     raise ValueError("`tokenizer.type` cannot be None")
         Traceback (most recent call last):
-        nemo_comat.config.ConfigError: model.tokenizer cannot be used: `tokenizer.type` cannot be None ...
+        nemo_comat.config.ConfigError: model.tokenizer cannot be used: `tokenizer.type` cannot be None; ...
     """
     try:
         yield
@@ -25,11 +29,6 @@ def tokenizer_errors() -> Iterator[None]:
             f"model.tokenizer cannot be used: {' '.join(str(error).split()).rstrip('.')}; tokenizers by "
             "examples/build_tokenizer.py have model.tokenizer.type=bpe."
         ) from error
-
-
-# by type, what NeMo reads in the folder where the block names no file of its own
-FILES = {"bpe": "tokenizer.model", "wpe": "vocab.txt"}
-OWN_FILES = ("model_path", "vocab_path")
 
 
 def check_tokenizer_folder(block: Mapping[str, Any], key: str = "model.tokenizer.dir") -> None:

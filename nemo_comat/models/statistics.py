@@ -127,7 +127,7 @@ def _loader_of_texts(model: Any) -> Any:
     if _listed_rows(model) is not None:
         return None
     dataset = model.cfg.get("train_ds")
-    loader = dataset and model._setup_dataloader_from_config(config={"shuffle": True, **dataset})
+    loader = None if dataset is None else model._setup_dataloader_from_config(config={"shuffle": True, **dataset})
     if loader is None:
         raise ConfigError(
             "model.comat.teacher.normalize needs the training texts, and model.train_ds names no data; give "

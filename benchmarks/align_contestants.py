@@ -1,6 +1,7 @@
 """The implementations of monotonic alignment search that are compared: ours by backend, and the peers."""
 
 import ctypes
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -57,20 +58,12 @@ def captured(contestant):
     return replace(contestant, name=f"{contestant.name}, CUDA graph", prepare=prepare, run=run)
 
 
+@functools.cache
 def avx2():
-    library = Path(tempfile.mkdtemp()) / "mas_avx2.so"
-    command = [
-        "g++",
-        "-O3",
-        "-mavx2",
-        "-shared",
-        "-fPIC",
-        str(CODE),
-        "-o",
-        str(library),
-    ]
-    subprocess.run(command, check=True)
-    function = ctypes.CDLL(str(library)).mas_avx2
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "mas_avx2.so")
+        subprocess.run(["g++", "-O3", "-mavx2", "-shared", "-fPIC", str(CODE), "-o", str(library)], check=True)
+        function = ctypes.CDLL(str(library)).mas_avx2  # in memory from here on
 
     def prepare(score, seg_len, text_len):
         return score.float().contiguous(), seg_len.long(), text_len.long()

@@ -1,20 +1,23 @@
 """What was measured of the aligners, as a table and as a chart."""
 
+import matplotlib
+from matplotlib.figure import Figure
+from step_report import markdown
+
 
 def table(rows, on_gpu, sizes="B, S, N"):
     """The rows as Markdown; times on a GPU, on a CPU only what they are to the first contestant's."""
-    time_of = "time | " if on_gpu else ""
-    head = f"| {sizes} | contestant | {time_of}ratio | valid | optimal | share of copy bandwidth |"
-    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    head = [sizes, "contestant", *["time"] * on_gpu, "ratio", "valid", "optimal", "share of copy bandwidth"]
+    cells = []
     for row in rows:
-        start = f"| {', '.join(str(n) for n in row['shape'])} | {row['contestant']} |"
+        start = [", ".join(str(n) for n in row["shape"]), row["contestant"]]
         if "skipped" in row:
-            lines.append(f"{start} skipped: {row['skipped']} {'| ' * (head.count('|') - 3)}")
+            cells.append([*start, f"skipped: {row['skipped']}", *[""] * (len(head) - 3)])
             continue
-        seconds = f" {row['seconds'] * 1e6:.1f} us |" if on_gpu else ""
-        good = " | ".join("yes" if row[key] else "NO" for key in ("valid", "optimal"))
-        lines.append(f"{start}{seconds} {row['ratio']:.2f} | {good} | {row['share_of_copy_bandwidth']:.1%} |")
-    return "\n".join(lines)
+        seconds = [f"{row['seconds'] * 1e6:.1f} us"] if on_gpu else []
+        good = ["yes" if row[key] else "NO" for key in ("valid", "optimal")]
+        cells.append([*start, *seconds, f"{row['ratio']:.2f}", *good, f"{row['share_of_copy_bandwidth']:.1%}"])
+    return markdown(head, cells)
 
 
 def require_right(rows):
@@ -26,15 +29,10 @@ def require_right(rows):
 
 def chart(rows, title, file):
     """Time over the first contestant's by shape, a line for each contestant; above 1 is slower."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a small file
-    import matplotlib.pyplot as plt
-
     timed = [row for row in rows if "seconds" in row]
     shapes = list(dict.fromkeys(row["shape"] for row in timed))
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(row["contestant"] for row in timed)):
         points = [(shapes.index(row["shape"]), row["ratio"]) for row in timed if row["contestant"] == name]
         style = dict(marker="o", linewidth=2.5) if number == 0 else dict(marker="s", linewidth=1.2, markersize=4)
@@ -47,4 +45,5 @@ def chart(rows, title, file):
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(title, fontsize=11)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
-    figure.savefig(file, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: a small file
+        figure.savefig(file, metadata={"Date": None})

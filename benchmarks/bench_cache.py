@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from machine import resident, where
 from step_data import random_bert, synthetic_rows
+from step_report import markdown
 from tqdm import tqdm
 
 from nemo_comat import CachedTeacher, Teacher, write_cache, write_index
@@ -93,7 +94,7 @@ def table(found):
         ("memory mapped from files, given back when others need it", f"{found['mapped_bytes'] / 2**20:.0f} MiB", ""),
         (f"batch of {found['batch']}, time by that of MiniLM live", f"{ratio:.4f}", ""),
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [("", "measured", "computed"), ("---",) * 3, *rows])
+    return markdown(["", "measured", "computed"], rows)
 
 
 def sizes(found, per_text, key):

@@ -4,13 +4,13 @@ import functools
 import os
 import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
 import torch
 
 import nemo_comat
+from nemo_comat.commit import commit_here
 
 
 def clock(device, call, calls=1):
@@ -43,15 +43,6 @@ def memory_left(device):
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return kilobytes("/proc/meminfo", "MemAvailable")
-
-
-def commit_here():
-    """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def where(device):

@@ -6,7 +6,6 @@ import random
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_comat.models.rows import number_of, read_objects, read_texts
 from nemo_comat.teacher import find_model
 
 WORDS_PER_SECOND = 2.7
@@ -36,6 +35,8 @@ def synthetic_rows(draw, seconds):
 
 def manifest_rows(file, draw, count):
     """(duration, text) of a manifest's rows in random order, each text once and no empty one; they need no audio."""
+    from nemo_comat.models.rows import number_of, read_objects, read_texts
+
     rows = {}
     for (number, row), text in zip(read_objects(file), read_texts(file), strict=True):
         if text:

@@ -2,6 +2,7 @@
 
 
 def markdown(head, rows):
+    """A Markdown table of rows of cells."""
     return "\n".join(f"| {' | '.join(str(x) for x in row)} |" for row in [head, ["---"] * len(head), *rows])
 
 

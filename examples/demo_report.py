@@ -189,11 +189,7 @@ def build_page(model_path, rows, error_rate, picture, curves, *, with_comat, dem
             ("all right", sum(reference == transcript for reference, transcript, _ in rows)),
         ]
     )
-    page.utterances(
-        "Transcripts",
-        some(rows),
-        ["Words that were not recognised are crossed out; words that stand in their place are underlined."],
-    )
+    page.utterances("Transcripts", some(rows))
     note = "Below: segments of the speech. At the side: the tokens that the language model reads. Framed: the path."
     if picture is not None:
         page.picture(
@@ -249,12 +245,12 @@ def report(model_path, manifest, picture=None, html=None, overwrite=False):
     """
     check_nemo_file(model_path)
     picture = picture or model_path.parent / "alignment.png"
-    picture = picture if picture.suffix else picture.with_suffix(".png")  # as matplotlib does
+    picture = picture.with_suffix(picture.suffix or ".png")  # as matplotlib does
     written = [picture, html] if html is not None else [picture]
     check_outputs(written, inputs=[model_path, manifest], overwrite=overwrite)
     with read_manifest(manifest) as (audio, texts):
         model = ComatCTCModelBPE.restore_from(str(model_path), map_location="cpu")
-        announce(f"Transcribing {len(texts)} utterances; this takes seconds on a quiet machine.")
+        announce(f"Transcribing {len(texts)} utterances.")
         found, demo = transcripts(model, audio), manifest.resolve() == HELDOUT
         picture, shown = draw_alignment(model, audio, texts, picture)
         rows, error_rate = list(zip(texts, found, audio, strict=True)), word_error_rate(found, texts)

@@ -42,7 +42,7 @@ from nemo_comat.output import check_outputs, exit_in_one_sentence, written_besid
 def draw(args):
     """Writes the picture and returns its path; raises ValueError, TeacherError, ImportError or OSError otherwise."""
     check_nemo_file(args.model)
-    out = args.out if args.out.suffix else args.out.with_suffix(".png")
+    out = args.out.with_suffix(args.out.suffix or ".png")
     check_outputs([out], inputs=[args.model, args.audio], overwrite=args.overwrite)
     model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
     if not isinstance(model, ComatMixin):

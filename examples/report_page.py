@@ -129,6 +129,20 @@ def ends_before(sound):
         return False
 
 
+def load_matplotlib():
+    """The package that draws curves, and its class Figure.
+
+    Raises:
+        ImportError: it is missing.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Curves need matplotlib: pip install 'nemo_comat[demo]'") from error
+    return matplotlib, Figure
+
+
 def chart(curves, *, xlabel):
     """Line charts side by side, as an address that holds an SVG.
 
@@ -142,9 +156,7 @@ def chart(curves, *, xlabel):
     drawn = {title: lines for title, lines in drawn.items() if lines}
     if not drawn:
         return None
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib, Figure = load_matplotlib()
     figure = Figure(figsize=(4.6 * max(len(drawn), 2), 3.4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
         for label, line in lines.items():
@@ -181,19 +193,19 @@ class Page:
         """
         self._add("numbers", numbers=numbers)
 
-    def utterances(self, heading, rows, notes=()):
+    def utterances(self, heading, rows):
         """Adds transcripts beside what was said, with the words that differ marked, and the sound.
 
         Args:
             heading: str. rows: list of (reference, transcript, audio: its path, a Sound or None).
-            notes: sentences below.
         """
         shown = []
         for reference, transcript, audio in rows:
             said, heard = compared(reference, transcript)
             address = sound_uri if isinstance(audio, Sound) else file_uri
             shown.append({"said": said, "heard": heard, "audio": address(audio) if audio is not None else None})
-        self._add("utterances", heading, notes, utterances=shown)
+        note = "Words that were not recognised are crossed out; words that stand in their place are underlined."
+        self._add("utterances", heading, [note], utterances=shown)
 
     def picture(self, heading, source, alt, notes=(), *, wide=False):
         """Adds a picture.

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def written(manifest, tmp_path_factory):
     """The manifest's utterances in each of `data_forms.FORMS`: (folder, rows)."""
     folder = tmp_path_factory.mktemp("forms")
     return folder, data_forms.write_data(folder, [json.loads(line) for line in open(manifest)])
+
+
+@pytest.fixture(scope="session")
+def data(manifest, tmp_path_factory):
+    """What mini_librispeech/prepare.py writes: 16 utterances that are all three splits. Not to be changed."""
+    import prepare
+
+    source, folder = (tmp_path_factory.mktemp(name) for name in ("manifests", "data"))
+    for split in prepare.SPLITS:
+        shutil.copy(manifest, source / f"{split}.json")
+    prepare.prepare([source], folder, vocab_size=40)
+    return folder
 
 
 @pytest.fixture

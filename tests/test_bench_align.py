@@ -2,20 +2,14 @@
 
 import functools
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import align_contestants
 import align_measure
 import align_report
 import bench_align
 import machine
+import pytest
+import torch
 
 SHAPE = (2, 6, 3)
 
@@ -120,26 +114,3 @@ def test_a_shape_that_cannot_be_aligned_is_refused(shape, capsys):
     with pytest.raises(SystemExit):
         bench_align.read_options(["--shapes", shape])
     assert "a shape is B,S,N with S >= N >= 1, such as 64,800,200" in capsys.readouterr().err
-
-
-def git(folder, *command):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    subprocess.run(["git", "-C", str(folder), *identity, *command], check=True, capture_output=True)
-
-
-def test_the_commit_is_named_and_whether_it_was_edited(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
-    assert machine.commit_here() == "unknown"
-    git(tmp_path, "init", "-q")
-    (tmp_path / "machine.py").write_text("1")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "a")
-    git(tmp_path, "tag", "-am", "v1", "v1")
-    commit = machine.commit_here()
-    assert re.fullmatch("[0-9a-f]{7,}", commit)
-    (tmp_path / "beside.py").write_text("2")
-    assert machine.commit_here() == commit
-    (tmp_path / "machine.py").write_text("2")
-    assert machine.commit_here() == f"{commit}+changes"
-    monkeypatch.setenv("PATH", "")
-    assert machine.commit_here() == "unknown"

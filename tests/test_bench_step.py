@@ -5,21 +5,18 @@ import json
 import random
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
-import pytest
-import test_head
-import torch
-from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_step
+import pytest
 import step_arms
 import step_data
 import step_inference
 import step_measure
 import step_parts
 import step_report
+import test_head
+import torch
+from transformers import AutoModelForCausalLM
 
 from nemo_comat.models.rows import ManifestError
 
@@ -109,6 +106,8 @@ def test_what_cannot_be_overridden_is_said(tmp_path):
         ("model.tokenizer.dir=mine", "is set by the measurement: model.tokenizer.dir is --tokenizer's"),
         ("++model.comat.teacher={name: mine}", "model.comat.teacher.name is --teacher's"),
         ("~model.comat.context", "takes a key out; give overrides of the form KEY=VALUE"),
+        ("trainer.precision=16", "trainer.precision=16 is none of the model's keys, which alone are measured"),
+        ("model.comat.wieght=3", "Key 'wieght' is not in struct; a key that is new needs a . before it"),
     ]:
         with pytest.raises(SystemExit, match=message):
             bench_step.main([override, *SMALL, "--out", str(tmp_path)])

@@ -3,15 +3,12 @@
 import functools
 import json
 import sys
-from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import align_measure
 import bench_viterbi
 import machine
+import pytest
+import torch
 from align_contestants import Contestant
 
 CPU = torch.device("cpu")

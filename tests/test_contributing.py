@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from scripts import ROOT
+from configs import ROOT
 
 from nemo_comat import comat
 from nemo_comat.comat import CompressAlignTransfer

@@ -5,6 +5,7 @@ A block that needs a GPU, a hub or hours has `<!-- not run: why -->` in the line
 
 import argparse
 import copy
+import importlib
 import re
 import shlex
 import shutil
@@ -17,9 +18,9 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 import pytest
 import soundfile
+import speech_to_text_comat
+from configs import CORPUS, composed
 from omegaconf import OmegaConf
-from scripts import load_script
-from test_examples import CORPUS, composed
 
 from nemo_comat import ComatCTCModelBPE
 
@@ -91,8 +92,8 @@ def check_pytest(words, folder):
 
 def check_training(name, words):
     """Composes the config and checks it as the script does, data included."""
-    script = load_script(name)
-    words = load_script("speech_to_text_comat").allow_init_from(words)
+    script = importlib.import_module(name)
+    words = speech_to_text_comat.allow_init_from(words)
     config = next((word.split("=")[1] for word in words if word.startswith("--config-name=")), "conformer_ctc_comat")
     cfg = composed(config, *(word for word in words if not word.startswith("--")))
     script.complete(cfg)
@@ -110,8 +111,7 @@ def check_script(path, words, monkeypatch):
 
         monkeypatch.setattr(argparse.ArgumentParser, name, stop)
     monkeypatch.setattr(sys, "argv", [path, *words])
-    monkeypatch.syspath_prepend(str((ROOT / path).parent))
-    module = load_script(f"../{path.removesuffix('.py')}")
+    module = importlib.import_module(Path(path).stem)
     with pytest.raises(Parsed):
         module.main()
 

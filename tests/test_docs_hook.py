@@ -1,13 +1,11 @@
 """The documentation's pages: files of the root among them, links as the site has them, sections of our docstrings."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 for needed in ("mkdocs", "griffe"):
     pytest.importorskip(needed)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from docs_hook import PAGES, from_root, relinked
 from docs_sections import SECTION
 

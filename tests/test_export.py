@@ -7,13 +7,13 @@ import tarfile
 from pathlib import Path
 
 import configs
+import export_ctc as script
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import open_dict
-from scripts import load_script
 
 from nemo_comat import ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
 from nemo_comat.config import read_comat_config
@@ -26,12 +26,7 @@ CORPUS = ROOT / "examples" / "demo_corpus"
 
 
 @pytest.fixture(scope="module")
-def script():
-    return load_script("export_ctc")
-
-
-@pytest.fixture(scope="module")
-def exported(shared_cfg, script, tmp_path_factory):
+def exported(shared_cfg, tmp_path_factory):
     """A COMAT model, the audio features of two utterances, and the folder of all that is exported of it."""
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
@@ -181,7 +176,7 @@ def test_word_error_rates_as_they_are_given(given, wanted):
     assert read_word_error_rate(given) == wanted
 
 
-def test_mistakes_get_one_sentence(script, exported, tmp_path, capsys):
+def test_mistakes_get_one_sentence(exported, tmp_path, capsys):
     (tmp_path / "x.json").write_text('[{"text": "a"}]')
     (tmp_path / "README.md").write_text("mine")
     model = str(exported[1] / "dual.nemo")
@@ -205,7 +200,7 @@ def test_mistakes_get_one_sentence(script, exported, tmp_path, capsys):
     assert "give --card too" in capsys.readouterr().err
 
 
-def test_what_is_there_is_replaced_only_when_told(script, exported, tmp_path):
+def test_what_is_there_is_replaced_only_when_told(exported, tmp_path):
     model = str(exported[1] / "dual.nemo")
     before = Path(model).read_bytes()
     names = ("m.nemo", "m.onnx", "m.ts", "README.md")
@@ -224,7 +219,7 @@ def test_what_is_there_is_replaced_only_when_told(script, exported, tmp_path):
     assert Path(model).read_bytes() == before
 
 
-def test_a_failed_export_leaves_what_was_there(script, exported, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_what_was_there(exported, tmp_path, monkeypatch):
     (tmp_path / "m.nemo").write_text("mine")
 
     def full(self, path):
@@ -238,7 +233,7 @@ def test_a_failed_export_leaves_what_was_there(script, exported, tmp_path, monke
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.nemo", "mine")]
 
 
-def test_the_graph_of_a_hybrid_model_is_its_ctc_decoders(script, base_cfg, exported, tmp_path):
+def test_the_graph_of_a_hybrid_model_is_its_ctc_decoders(base_cfg, exported, tmp_path):
     model = ComatHybridRNNTCTCModelBPE(cfg=configs.hybrid(copy.deepcopy(base_cfg).model)).eval()
     model.save_to(str(tmp_path / "dual.nemo"))
     written = script.export(script.parse_args([f"{tmp_path}/dual.nemo", f"{tmp_path}/out/m.nemo", "--torchscript"]))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from build_tokenizer import build_tokenizer
 from nemo.collections.asr.models import EncDecCTCModelBPE
-from scripts import load_script
 from test_mixin import Recorder, train, with_comat
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
@@ -149,12 +149,11 @@ def test_the_feedback_of_posteriors_is_of_its_pieces(small_cfg, manifest, tmp_pa
     assert fed.back.weight.all()  # the same pieces
     # as many, but others
     texts = [json.loads(line)["text"][::-1] for line in open(manifest)]
-    build = load_script("build_tokenizer").build_tokenizer
-    build(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))
+    build_tokenizer(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))
     model.change_vocabulary(new_tokenizer_dir=str(tmp_path), new_tokenizer_type="bpe")
     assert len(model.decoder.vocabulary) == fed.back.in_features - 1 and not fed.back.weight.any()
     # and fewer
-    build(texts, tmp_path / "fewer", vocab_size=len(model.decoder.vocabulary) - 3)
+    build_tokenizer(texts, tmp_path / "fewer", vocab_size=len(model.decoder.vocabulary) - 3)
     model.change_vocabulary(new_tokenizer_dir=str(tmp_path / "fewer"), new_tokenizer_type="bpe")
     assert len(model.decoder.vocabulary) == model.nemo_comat_feedback[0].back.in_features - 1
 

@@ -4,16 +4,18 @@ import copy
 import json
 from types import SimpleNamespace
 
+import cache_teacher
 import configs
 import pytest
+import speech_to_text_comat as script
 import torch
+from build_tokenizer import build_tokenizer
+from configs import CORPUS, composed
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from nemo.core.classes import ModelPT
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
 from omegaconf import OmegaConf
-from scripts import load_script
-from test_examples import CORPUS, composed
 from test_mixin import Recorder, quiet_trainer, with_comat
 from test_mixin import train as train_new
 from test_model_life import moved, parts, transcripts, weights
@@ -23,11 +25,6 @@ from nemo_comat.models import finetune as module
 from nemo_comat.models.finetune import adapter_class, class_for, joined, restore_to_finetune
 
 PLAIN = SaveRestoreConnector
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("speech_to_text_comat")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +40,7 @@ def trained(base_cfg, tmp_path_factory):
 
 
 @pytest.fixture
-def finetune(script, manifest):
+def finetune(manifest):
     """Fine-tunes a file for some steps by the script's own way: (model, weights before, numbers logged)."""
 
     def run(file, *overrides, steps=6):
@@ -153,7 +150,7 @@ def test_a_dual_file_keeps_its_comat_part_where_it_fits(finetune, trained, tmp_p
 
 def test_a_new_tokenizer_gets_a_new_decoder(finetune, trained, manifest, tmp_path):
     texts = [json.loads(line)["text"] for line in open(manifest)]
-    load_script("build_tokenizer").build_tokenizer(texts, tmp_path / "tokenizer", vocab_size=40)
+    build_tokenizer(texts, tmp_path / "tokenizer", vocab_size=40)
     new = ["model.tokenizer.update_tokenizer=true", f"model.tokenizer.dir={tmp_path}/tokenizer"]
     groups = "model.optim_param_groups={decoder: {lr: 1e-2}}"
     model, before, logged = finetune(trained[0], *new, groups, steps=10)
@@ -301,7 +298,7 @@ def test_new_labels_of_a_character_model(finetune, base_cfg, tmp_path):
     assert logged[0]["train_active_fraction"] == 1
 
 
-def test_a_name_that_nemo_downloads(script, trained, manifest, monkeypatch):
+def test_a_name_that_nemo_downloads(trained, manifest, monkeypatch):
     found = classmethod(lambda cls, model_name, refresh_cache=False: (cls, trained[0]))
     monkeypatch.setattr(ModelPT, "_get_hf_hub_pretrained_model_info", found)
     cfg = configured(manifest, "++init_from_pretrained_model=me/x")
@@ -310,7 +307,7 @@ def test_a_name_that_nemo_downloads(script, trained, manifest, monkeypatch):
     assert all(before[key].equal(value) for key, value in stored(trained[0]).items())
 
 
-def test_without_a_manifest_the_embedded_corpus_is_used(script, trained):
+def test_without_a_manifest_the_embedded_corpus_is_used(trained):
     cfg = composed("finetune_ctc_comat", f"++init_from_nemo_model={trained[0]}", "exp_manager=null")
     trainer, model = script.build(cfg)
     assert trainer.max_epochs == cfg.embedded_corpus.trainer.max_epochs == 3
@@ -320,14 +317,13 @@ def test_without_a_manifest_the_embedded_corpus_is_used(script, trained):
 
 def test_the_cache_is_filled_with_the_files_tokenizer(trained, manifest, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(CORPUS.parent))
-    cache_teacher = load_script("cache_teacher")
     cfg = configured(manifest, f"++init_from_nemo_model={trained[0]}", f"model.comat.teacher.cache={tmp_path}/cache")
     tokenizer = cache_teacher.tokenizer_of(cfg)
     assert tokenizer.vocab_size == 32 and "decoder" not in dir(tokenizer)
     assert cache_teacher.fill(cfg) == 16
 
 
-def test_mistakes_get_one_sentence(script, trained, manifest):
+def test_mistakes_get_one_sentence(trained, manifest):
     start = f"++init_from_nemo_model={trained[0]}"
     for overrides, message in [
         ([], "no model.encoder, and no model to take it from; give init_from_nemo_model="),
@@ -382,7 +378,7 @@ def test_what_does_not_go_with_the_file_gets_one_sentence(trained, manifest, bas
             restore_to_finetune(configured(manifest, f"++init_from_nemo_model={file}", *overrides))
 
 
-def test_a_file_may_be_named_from_home(trained, manifest, script, monkeypatch):
+def test_a_file_may_be_named_from_home(trained, manifest, monkeypatch):
     folder, _, name = trained[0].rpartition("/")
     monkeypatch.setenv("HOME", folder)
     cfg = configured(manifest, f"++init_from_nemo_model='~/{name}'")
@@ -401,14 +397,14 @@ class Descendant(ComatCTCModelBPE):
     """A user's own."""
 
 
-def test_a_class_of_the_users_own_is_kept(small_cfg, manifest, script, tmp_path):
+def test_a_class_of_the_users_own_is_kept(small_cfg, manifest, tmp_path):
     Descendant(cfg=small_cfg).save_to(str(tmp_path / "own.nemo"))
     cfg = configured(manifest, f"++init_from_nemo_model={tmp_path}/own.nemo")
     script.prepare(cfg)
     assert type(restore_to_finetune(cfg)) is Descendant
 
 
-def test_init_strict_is_heeded(trained, manifest, script, monkeypatch):
+def test_init_strict_is_heeded(trained, manifest, monkeypatch):
     asked = {}
     monkeypatch.setattr(module, "class_for", lambda *a: SimpleNamespace(restore_from=lambda *a, **k: asked.update(k)))
     for name in ("change_labels", "check_kind"):

@@ -45,6 +45,15 @@ def assert_likeliest(out, row, wanted):
     assert (out.predicted[1][row, len(wanted) :] == 0).all()
 
 
+def test_with_a_head_too_the_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_comat.teacher.language_model.fastest_dtype", lambda device: torch.bfloat16)
+    teacher = Teacher(save(tmp_path, "llama", AutoModelForCausalLM), top_k=3)
+    teacher.check(torch.device("cpu"))
+    kinds = {buffer.dtype for _, buffer in teacher.model.named_buffers()}
+    # angles of 8 bits would be of other places
+    assert kinds == {torch.float32} and {p.dtype for p in teacher.model.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "bart", "xlm"])
 def test_a_masked_model_has_the_logits_in_the_tokens_place(family, tmp_path):
     teacher = Teacher(save(tmp_path, family, AutoModelForMaskedLM), top_k=3)

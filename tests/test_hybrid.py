@@ -2,11 +2,11 @@
 
 import configs
 import pytest
+import speech_to_text_comat as script
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from scripts import load_script
 from test_bad_input import BAD_ROWS, assert_finite, good_rows, refused, with_rows
 from test_mixin import train, with_comat
 
@@ -54,7 +54,6 @@ def test_bad_audio_of_the_longest_text_harms_no_other_row(hybrid_cfg, manifest, 
 
 
 def test_a_hybrid_config_is_for_the_script_too(hybrid_cfg):
-    script = load_script("speech_to_text_comat")
     hybrid_cfg.interctc = {"loss_weights": [0.2], "apply_at_layers": [0]}
     cfg = OmegaConf.create({"model": hybrid_cfg})
     script.prepare(cfg)

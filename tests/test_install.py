@@ -7,12 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import install
 import pytest
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
-from scripts import ROOT, load_file
 
-install = load_file(ROOT / "tools" / "install.py")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pins(name):
@@ -74,6 +74,12 @@ def test_uv_looks_where_pip_does(tmp_path):
 def test_an_older_name_of_uvs_main_index_is_heeded():
     found = install.uv_environment({"index-url": "one", "extra-index-url": "two"}, {"UV_INDEX_URL": "mine"})
     assert found["UV_INDEX_URL"] == "mine" and found["UV_INDEX"] == "two" and "UV_DEFAULT_INDEX" not in found
+
+
+@pytest.mark.parametrize("key", ["timeout", "default-timeout"])
+def test_a_proxy_and_a_timeout_reach_uv(key):
+    found = install.uv_environment({"proxy": "http://p:3128", key: "2.5"}, {"PATH": "/bin"})
+    assert found == {"ALL_PROXY": "http://p:3128", "UV_HTTP_TIMEOUT": "3", "PATH": "/bin"}
 
 
 def test_pips_own_main_index_is_known_where_none_is_set():

@@ -272,10 +272,12 @@ def test_a_models_own_float32_weights_are_of_the_dtype_too(family, dtype, tmp_pa
     assert (half - whole).norm() < 0.02 * whole.norm() and not half.equal(whole)
 
 
-def test_a_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", ["encode", "check", "table"])
+def test_a_dtype_that_the_device_decides_is_that_of_loading(tmp_path, monkeypatch, first):
     save(tmp_path, "llama")
     monkeypatch.setattr("nemo_comat.teacher.language_model.fastest_dtype", lambda device: torch.bfloat16)
     teacher, given = Teacher(str(tmp_path), layers=-1), Teacher(str(tmp_path), layers=-1, dtype="bfloat16")
+    getattr(teacher, first)(*[["a"]] * (first == "encode"), device=torch.device("cpu"))
     assert teacher.encode(["the dog runs"]).embeddings.equal(given.encode(["the dog runs"]).embeddings)
     kinds = {name: buffer.dtype for name, buffer in teacher.model.named_buffers()}
     # angles of 8 bits would be of other places

@@ -1,22 +1,19 @@
 """What happens to a model after its making: new vocabularies, other decoders, adapters, freezing."""
 
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
+from build_tokenizer import build_tokenizer
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
-from test_mixin import ROOT, Recorder, babbling, quiet_trainer, train
+from test_mixin import Recorder, babbling, quiet_trainer, train
 
 from nemo_comat import ComatCTCModelBPE, ConfigError
 from nemo_comat.models.words import target_words
-
-sys.path.insert(0, str(ROOT / "examples"))
-from build_tokenizer import build_tokenizer
 
 # decoding strategies of NeMo 3.0 by the module that each needs beside NeMo; wfst needs a GPU
 DECODERS = {

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import yaml
-from scripts import ROOT
+from configs import ROOT
 
 import nemo_comat
 from nemo_comat import command

@@ -7,22 +7,17 @@ from pathlib import Path
 
 import configs
 import numpy as np
+import plot_alignment as script
 import pytest
 import soundfile
 import torch
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel
 from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
-from scripts import load_script
 from test_mixin import babbling
 
 from nemo_comat import ComatCTCModelBPE
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("plot_alignment")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def nemo_files(base_cfg, tmp_path_factory):
     return str(folder / "comat.nemo"), str(folder / "plain.nemo")
 
 
-def test_an_utterance_is_drawn_along_time(script, nemo_files, utterance, tmp_path, monkeypatch):
+def test_an_utterance_is_drawn_along_time(nemo_files, utterance, tmp_path, monkeypatch):
     audio, text = utterance
     seen = []
     monkeypatch.setattr(
@@ -58,7 +53,7 @@ def test_an_utterance_is_drawn_along_time(script, nemo_files, utterance, tmp_pat
     assert seconds == pytest.approx(soundfile.info(audio).duration, abs=0.02)
 
 
-def test_the_models_own_transcript_is_aligned(script, nemo_files, utterance, tmp_path, monkeypatch):
+def test_the_models_own_transcript_is_aligned(nemo_files, utterance, tmp_path, monkeypatch):
     said, heard, seen = type("Hypothesis", (), {"text": utterance[1]}), [], []
     monkeypatch.setattr(ComatCTCModelBPE, "transcribe", lambda self, audio, verbose: heard.extend(audio) or [said])
     monkeypatch.setattr(script, "plot_utterance", lambda alignment, file, title: file.touch() or seen.append(title))
@@ -68,7 +63,7 @@ def test_the_models_own_transcript_is_aligned(script, nemo_files, utterance, tmp
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_two_channels_are_drawn_as_their_mean(script, nemo_files, utterance, tmp_path, monkeypatch, decode):
+def test_two_channels_are_drawn_as_their_mean(nemo_files, utterance, tmp_path, monkeypatch, decode):
     audio, text = utterance
     samples, rate = soundfile.read(audio)
     # 2 x and 0 have x as their mean to the last bit, so that no near tie of the model's can tip
@@ -87,7 +82,7 @@ def test_two_channels_are_drawn_as_their_mean(script, nemo_files, utterance, tmp
     assert stereo.features.equal(mono.features)
 
 
-def test_mistakes_get_one_sentence_and_exit_1(script, nemo_files, utterance, tmp_path, monkeypatch):
+def test_mistakes_get_one_sentence_and_exit_1(nemo_files, utterance, tmp_path, monkeypatch):
     comat, plain = nemo_files
     audio, text = utterance
     soundfile.write(tmp_path / "empty.wav", [], 8000)
@@ -120,7 +115,7 @@ def test_mistakes_get_one_sentence_and_exit_1(script, nemo_files, utterance, tmp
     assert (tmp_path / "there.png").read_bytes()[:4] == b"\x89PNG" and not (tmp_path / "there").exists()
 
 
-def test_a_model_that_is_none_of_ours_is_refused(script, base_cfg, utterance, tmp_path):
+def test_a_model_that_is_none_of_ours_is_refused(base_cfg, utterance, tmp_path):
     cfg = configs.hybrid(copy.deepcopy(base_cfg).model)
     cfg.comat = None
     EncDecHybridRNNTCTCBPEModel(cfg=cfg).save_to(str(tmp_path / "m.nemo"))

@@ -5,18 +5,14 @@ import io
 import json
 import re
 import struct
-import sys
 import wave
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from scripts import EXAMPLES
-
-sys.path.insert(0, str(EXAMPLES))
 import report_page
+import soundfile
 from report_page import Page, Sound, chart, compared, file_uri, manifest_audio, sound_uri
 
 VOID = {"meta", "img", "br"}
@@ -72,7 +68,7 @@ def sound(tmp_path):
 def test_a_page_holds_all_of_it(tmp_path, sound):
     page = Page("A <title>", "A lead.")
     page.numbers([("word error rate", "12.3 %")])
-    page.utterances("Said", [("a dog & cat", "a <b>fog</b>", sound), ("x", "", None)], ["a note"])
+    page.utterances("Said", [("a dog & cat", "a <b>fog</b>", sound), ("x", "", None)])
     page.picture("Curves", chart({"loss": {"one": [(1, 2.0), (2, 1.0)]}}, xlabel="steps"), 'what "it" shows')
     page.table("Runs", ["arm", "WER"], [["ctc", "50 %"]])
     page.commands("Go on", [("Do this.", "python x.py --a=<b>")])

@@ -144,6 +144,8 @@ def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> f
     """Write the audio files and the manifest of one split; return its duration in seconds."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
+    # which names audio that is replaced from here on
+    (out / f"{name}.json").unlink(missing_ok=True)
     for stale in folder.glob("*.ogg"):
         stale.unlink()
     split_id = list(SPLITS).index(name)
@@ -164,7 +166,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the script's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)")
+    parser.add_argument(
+        "--vocab_size", "--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus there, its *.ogg files included")
     return parser.parse_args()
 
@@ -190,8 +194,8 @@ def build(args: argparse.Namespace) -> None:
     out = args.out.resolve()
     check_place(out, args.overwrite)
     tts = load_tts()
-    seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
     build_tokenizer(texts["train"], out / "tokenizer", vocab_size=args.vocab_size, overwrite=args.overwrite)
+    seconds = {name: build_split(tts, name, sentences, out, args.seed) for name, sentences in texts.items()}
     for name, sentences in texts.items():
         size = sum(f.stat().st_size for f in (out / name).glob("*.ogg"))
         print(

@@ -19,9 +19,9 @@ from nemo_comat.waiting import announce_nemo
 def parse_args():
     parser = argparse.ArgumentParser(description="Share of segments aligned with a token of their own word.")
     parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--utterances", type=int, default=120)
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T")
+    parser.add_argument("manifest", type=Path, help="whose texts are aligned with its audio")
+    parser.add_argument("--utterances", type=int, default=120, help="of it, the first ones (default: %(default)s)")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T", help="to try beside")
     return parser.parse_args()
 
 
@@ -32,9 +32,10 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from nemo_comat import ComatCTCModelBPE, TeacherError, monotonic_align, segment_log_softmax
+from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherError, monotonic_align, segment_log_softmax
 from nemo_comat.models.audio import cut_out
 from nemo_comat.models.export import ExportError, check_nemo_file
+from nemo_comat.models.mixin import ComatMixin
 from nemo_comat.models.reference import manifest_text
 from nemo_comat.models.rows import ManifestError, read_rows
 from nemo_comat.output import exit_in_one_sentence
@@ -43,16 +44,6 @@ from nemo_comat.output import exit_in_one_sentence
 def words_of_labels(labels):
     """Number of the word that each SentencePiece label is in."""
     return (torch.tensor([label.startswith("▁") for label in labels]).cumsum(0) - 1).clamp(min=0).tolist()
-
-
-def words_of_tokens(tokens, text):
-    """Number of the word that each of a language model's tokens begins in, by counting letters."""
-    letters = [number for number, word in enumerate(text.split()) for _ in word]
-    numbers, place = [], 0
-    for token in tokens:
-        numbers.append(letters[min(place, len(letters) - 1)])
-        place += len(token.removeprefix("##").lstrip("▁Ġ"))
-    return numbers
 
 
 def paths_of(alignment, temperatures):
@@ -74,6 +65,8 @@ def right_shares(model, manifest, utterances, temperatures=()):
     Args:
         model: ComatCTCModelBPE, with forced labels. manifest: path. utterances: how many of it, from the first on.
         temperatures: of segment_log_softmax.
+    Raises:
+        ConfigError: the segments are not the SentencePiece pieces of the text.
     """
     right, total = {}, 0
     for row in tqdm(list(islice(read_rows(manifest), utterances)), unit="utt"):
@@ -84,7 +77,12 @@ def right_shares(model, manifest, utterances, temperatures=()):
         except ValueError as error:
             tqdm.write(f"left out: {row.where}: {error}")
             continue
-        of_label, of_token = words_of_labels(alignment.labels), words_of_tokens(alignment.tokens, text)
+        of_label, of_token = words_of_labels(alignment.labels), model._teacher.word_indices([text])[0]
+        if of_label[-1] + 1 != len(text.split()) or "blank" in alignment.labels:
+            raise ConfigError(
+                f"{row.where} has segments {' '.join(alignment.labels)}, which do not spell {text!r}; give a model of "
+                "SentencePiece pieces whose comat.compress has labels: forced and blanks: drop."
+            )
         total += len(of_label)
         for way, path in paths_of(alignment, temperatures).items():
             right[way] = right.get(way, 0) + sum(of_token[n] == word for n, word in zip(path, of_label))
@@ -93,9 +91,11 @@ def right_shares(model, manifest, utterances, temperatures=()):
 
 def main():
     args = parse_args()
-    with exit_in_one_sentence(ManifestError, TeacherError, ExportError):
+    with exit_in_one_sentence(ManifestError, TeacherError, ExportError, ConfigError):
         check_nemo_file(args.model)
         model = ComatCTCModelBPE.restore_from(str(args.model), map_location="cpu")
+        if not isinstance(model, ComatMixin):
+            sys.exit(f"{args.model} holds a {type(model).__name__}, which has no alignments; give one of ours.")
         shares = right_shares(model, args.manifest, args.utterances, args.temperatures)
     if not shares:
         sys.exit(f"No utterance of {args.manifest} could be aligned; the lines above say why.")

@@ -32,6 +32,7 @@ import unicodedata
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import soundfile
@@ -256,6 +257,11 @@ def check_case(rows):
                 )
 
 
+def written(out, splits):
+    """What `prepare` writes in a folder, its audio apart."""
+    return [*(out / f"{split}.json" for split in splits), *(out / "tokenizer" / name for name in FILES)]
+
+
 def prepare(
     sources,
     out,
@@ -279,9 +285,8 @@ def prepare(
         ManifestError, ValueError: a manifest cannot be used.
         OutputError: what would be written is read, or is there already.
     """
-    written = [*(out / f"{split}.json" for split in directories), *(out / "tokenizer" / name for name in FILES)]
     read = [source / f"{split}.json" for source in sources for split in directories]
-    check_outputs(written, inputs=[*sources, *read], overwrite=overwrite)
+    check_outputs(written(out, directories), inputs=[*sources, *read], overwrite=overwrite)
     folders = [unpack(source, out) for source in sources]
     rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
     if lower_case:
@@ -291,11 +296,14 @@ def prepare(
     if wav:
         rows = {split: decode(split_rows, out / "wav" / split) for split, split_rows in rows.items()}
         rows["train"] += [row for speed in speeds for row in at_speed(rows["train"], speed)]
-    for split, split_rows in rows.items():
-        with written_beside(out / f"{split}.json") as file, open(file, "w", encoding="utf-8") as manifest:
-            manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
-    texts = read_texts([out / "train.json"])
-    build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, lower_case=lower_case, overwrite=overwrite)
+    with ExitStack() as files:
+        parts = {split: files.enter_context(written_beside(out / f"{split}.json")) for split in rows}
+        for split, part in parts.items():
+            with open(part, "w", encoding="utf-8") as manifest:
+                manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split])
+        # before they take their places: a vocabulary may be too large for the texts
+        texts = read_texts([parts["train"]])
+        build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, lower_case=lower_case, overwrite=overwrite)
     return rows
 
 
@@ -321,13 +329,15 @@ def main():
     parser.add_argument("--no_lower_case", action="store_true", help="keep the manifests' capitals in the tokenizer")
     parser.add_argument("--overwrite", action="store_true", help="replace manifests and tokenizer that are there")
     args = parser.parse_args()
+    if not args.sources and not args.download:
+        parser.error("give a folder, a tarball or --download")
+    if args.speeds and not args.decode:
+        parser.error("--speeds writes WAV, so it needs --decode")
     with exit_in_one_sentence(ValueError, RuntimeError):  # of a source or a manifest
+        if args.download:  # which takes long
+            check_outputs(written(args.out, SPLITS), overwrite=args.overwrite)
         args.out.mkdir(parents=True, exist_ok=True)
         sources = args.sources + (download(args.out) if args.download else [])
-        if not sources:
-            parser.error("give a folder, a tarball or --download")
-        if args.speeds and not args.decode:
-            parser.error("--speeds writes WAV, so it needs --decode")
         directories = {split: getattr(args, split) for split in SPLITS}
         rows = prepare(
             sources,

@@ -19,7 +19,7 @@ from records import keep, read_runs, training_texts
 from word_errors import FREQUENCIES, errors, mended_and_broken, paired_interval, rate, word_shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report_page import Page, chart, manifest_audio, some
+from report_page import Page, chart, load_matplotlib, manifest_audio, some
 
 from nemo_comat.output import exit_in_one_sentence, written_beside
 
@@ -197,23 +197,24 @@ def build_page(found, runs, data=None, against=BASELINES):
         against: as in `summary`.
     """
     best = min(found, key=lambda name: found[name]["test_wer"]["mean"])
-    page = Page("Arms of the recipe, compared", "The same encoder, first weights, data order, steps and schedule.")
+    page = Page("Arms of the recipe, compared", "Runs of one seed begin with the same weights and read the same data.")
     page.numbers([(f"test WER, {name}", percent(of["test_wer"])) for name, of in found.items()])
     notes = [part for part in explanation(runs) if part]
     page.table("Error rates and costs", head(against), table(found, against), notes)
-    curves = {name: [(row["step"], 100 * row["val_wer"]) for row in runs[name][0]["history"]] for name in runs}
-    page.picture(
-        "Training",
-        chart({"dev WER of the first seeds, %": curves}, xlabel="steps"),
-        "Word error rate on dev by training step, a line for each arm",
-        wide=True,
-    )
+    trained = {name: seeds[0]["history"] for name, seeds in runs.items() if is_trained(seeds)}
+    curves = {name: [(row["step"], 100 * row["val_wer"]) for row in rows] for name, rows in trained.items()}
+    if curves:
+        page.picture(
+            "Training",
+            chart({"dev WER of the first seeds, %": curves}, xlabel="steps"),
+            "Word error rate on dev by training step, a line for each arm",
+            wide=True,
+        )
     rows = runs[best][0]["test"]
     # the rows are in the manifest's order; see score.py
     audio = manifest_audio(data / "test.json") if data is not None else [None] * len(rows)
     shown = [(row["reference"], row["transcript"], file) for row, file in zip(rows, audio, strict=True)]
-    notes = ["Words that were not recognised are crossed out; words that stand in their place are underlined."]
-    page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown), notes)
+    page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown))
     page.table("Words", word_head(found), word_table(found), [f"{WORDS_SAY}."])
     if remarks(found, against):
         page.sentences("Words that changed", remarks(found, against))
@@ -224,7 +225,8 @@ def explanation(runs):
     """What the table's numbers are, and where they come from."""
     every = [seed for seeds in runs.values() for seed in seeds]
     commits, devices = (", ".join(sorted({seed["run"][key] for seed in every})) for key in ("commit", "device"))
-    test, steps = every[0]["test"], max(row["step"] for seed in every for row in seed["history"])
+    test, steps = every[0]["test"], sorted({max(row["step"] for row in seed["history"]) for seed in every})
+    sizes = dict.fromkeys(f"{seed['run']['encoder_parameters'] / 1e6:.1f}" for seed in every)
     return [
         f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding of "
         "the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, with the 95 % "
@@ -232,20 +234,21 @@ def explanation(runs):
         "other seeds). Step time (median, data loading included) and peak memory are ratios to "
         f"{next(iter(runs))} as trained here; active is the mean share of rows in the transfer loss.",
         "",
-        f"Encoder of {every[0]['run']['encoder_parameters'] / 1e6:.1f} M parameters, {steps} steps; "
-        f"{devices}; commit {commits}.",
+        f"Encoder of {' or '.join(sizes)} M parameters, {' or '.join(map(str, steps))} steps; {devices}; commit "
+        f"{commits}.",
     ]
+
+
+def is_trained(seeds):
+    """Whether a run's history is of what was scored; that of ngram.py is of the run that it decoded otherwise."""
+    return all("language_model" not in seed["run"] for seed in seeds)
 
 
 def dev_chart(runs, file):
     """Dev WER against steps: a thin line for each seed, a thick one for their mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    matplotlib, Figure = load_matplotlib()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for number, (name, seeds) in enumerate(runs.items()):
         curves = [{row["step"]: 100 * row["val_wer"] for row in seed["history"]} for seed in seeds]
         steps = sorted(set.intersection(*map(set, curves)))
@@ -257,8 +260,8 @@ def dev_chart(runs, file):
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, metadata={"Date": None})
 
 
 def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
@@ -288,8 +291,10 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
     for name, content in (("report.md", text), ("report.json", numbers)):
         with written_beside(out / name) as file:
             file.write_text(content, encoding="utf-8")
-    with written_beside(out / "dev_wer.svg") as file:
-        dev_chart(runs, file)
+    trained = {name: seeds for name, seeds in runs.items() if is_trained(seeds)}
+    if trained:
+        with written_beside(out / "dev_wer.svg") as file:
+            dev_chart(trained, file)
     if html is not None:
         build_page(found, runs, data, against).write(html)
     return text
@@ -307,7 +312,7 @@ def main():
     parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
     parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()
-    with exit_in_one_sentence(ValueError, RuntimeError):  # of audio that cannot be read, too
+    with exit_in_one_sentence(ValueError, ImportError, RuntimeError):  # of audio that cannot be read, too
         if args.keep is not None:
             keep(args.out, args.names, args.keep, args.seeds)
         print(report(args.out, args.names, args.data, args.html, args.seeds, args.against))

@@ -17,11 +17,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from arms import HERE, RECIPE, arm_config, recorded, run_folder, settings
+from arms import HERE, RECIPE, recorded, run_folder, settings
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from records import checkpoint_of
-from report import report
+from report import load_matplotlib, report
 from tqdm import tqdm
 
 from nemo_comat.output import exit_in_one_sentence
@@ -82,15 +81,10 @@ def check_settings(args):
     missing = [name for name in WRITTEN if not (args.data / name).exists()]
     if missing:
         raise FileNotFoundError(f"{args.data} has no {missing[0]}; give the folder that prepare.py wrote.")
-    for seed in args.seeds if args.start is not None else ():
-        checkpoint_of(args.start / f"seed{seed}")
-    for arm in args.arms:
-        arm_config(arm, args.data, args.out, args.scale, args.overrides)
     for seed in args.seeds:
         for arm in args.arms:
             folder = run_folder(args.out, arm, seed)
-            if (folder / "run.json").exists():
-                recorded(folder, settings(arm, seed, args.data, folder, args.scale, args.overrides, args.start)[1])
+            recorded(folder, settings(arm, seed, args.data, folder, args.scale, args.overrides, args.start)[1])
 
 
 def done(args, arm, seed):
@@ -149,8 +143,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
-    parser.add_argument("--arms", nargs="+", choices=list(RECIPE.arms), default=list(RECIPE.arms))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--arms", nargs="+", choices=list(RECIPE.arms), default=list(RECIPE.arms), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="default: 1 2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
@@ -159,7 +153,8 @@ def main():
     if args.jobs < 1:
         parser.error(f"--jobs is the number of runs at a time, 1 or more; got {args.jobs}")
     stop_as_ctrl_c()
-    with exit_in_one_sentence(ValueError, HydraException, OmegaConfBaseException):
+    with exit_in_one_sentence(ValueError, ImportError, HydraException, OmegaConfBaseException):
+        load_matplotlib()  # the report's, which comes last
         check_settings(args)
     with exit_in_one_sentence():
         failed = run_all(args)

@@ -18,7 +18,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Transcribe dev and test with a finished run.")
     parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--splits", nargs="+", default=["dev", "test"])
+    parser.add_argument("--splits", nargs="+", default=["dev", "test"], help="default: dev test")
     return parser.parse_args()
 
 

@@ -66,6 +66,8 @@ def read_pieces(manifest, rng, words=None):
 def speak(tts, pieces, minutes, split, out, seed):
     """Reads pieces aloud until so many minutes are full; writes OUT/split.json and returns the texts used."""
     (out / split).mkdir(parents=True, exist_ok=True)
+    # which names audio that is written over from here on
+    (out / f"{split}.json").unlink(missing_ok=True)
     used, seconds = [], 0.0
     with (
         written_beside(out / f"{split}.json") as file,
@@ -103,7 +105,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--minutes", type=minutes_of, default="train:120,dev:12,test:30", help="default: %(default)s")
     parser.add_argument("--words", type=int, help="keep to so many words, the most frequent of train (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace audio and manifests that are there already")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError):  # of a manifest

@@ -35,6 +35,7 @@ import torch
 from hydra.errors import HydraException
 from nemo.utils import logging
 from omegaconf.errors import OmegaConfBaseException
+from report import markdown_table
 
 from nemo_comat import ComatCTCModelBPE, ConfigError, TeacherError
 from nemo_comat.models.manifest import ManifestError
@@ -107,11 +108,11 @@ def measure(data, scale, steps, extra=()):
 def table(found):
     """Markdown of `measure`'s result, in parts of the whole float32 step."""
     whole = sum(seconds for part, seconds in found["float32"].items() if part != "read")
-    lines = [f"| | step | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 2) + "|"]
+    rows = []
     for name, parts in found.items():
         step = sum(seconds for part, seconds in parts.items() if part != "read")
-        lines.append("| " + " | ".join([name, *(f"{x / whole:.2f}" for x in (step, *parts.values()))]) + " |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{x / whole:.2f}" for x in (step, *parts.values()))])
+    return "\n".join(markdown_table(["", "step", *PARTS], rows))
 
 
 def main():

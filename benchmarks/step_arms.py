@@ -11,6 +11,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from step_data import random_bert
+from step_options import RANDOM_TEACHER, SIZES
 
 from nemo_comat import ComatCTCModelBPE, write_cache, write_index
 from nemo_comat.config import ConfigError, teacher_arguments
@@ -18,13 +19,6 @@ from nemo_comat.models.consistency import two_views
 from nemo_comat.teacher import build_teacher
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf" / "conformer_ctc_comat.yaml"
-SIZES = {  # the table in the config's header
-    "tiny": dict(d_model=32, n_heads=4, n_layers=2),
-    "small": dict(d_model=176, n_heads=4, n_layers=16),
-    "medium": dict(d_model=256, n_heads=4, n_layers=18),
-    "large": dict(d_model=512, n_heads=8, n_layers=18),
-}
-RANDOM_TEACHER = "random-bert-base"
 ROWS_TWICE = "ctc, rows twice"
 
 

@@ -173,8 +173,14 @@ class CompressAlignTransfer(nn.Module):
             seed: of what the context's masks and the transfer loss draw at random.
         Returns:
             ComatOutput.
+        Raises:
+            ValueError: hidden has another number of layers than `layer_weights`.
         """
-        *lower, hidden = [hidden] if isinstance(hidden, Tensor) else hidden
+        *lower, hidden = layers = [hidden] if isinstance(hidden, Tensor) else list(hidden)
+        if len(layers) != len(self.layer_weights):
+            raise ValueError(
+                f"hidden must have a tensor for each of the {len(self.layer_weights)} layer_weights, got {len(layers)}"
+            )
         device = hidden.device.type
         # all is float32 but for the products over the teacher's vocabulary, which have the caller's precision
         mixed = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))

@@ -41,6 +41,47 @@ def test_alignment_of_one_utterance(small_cfg, manifest, tmp_path, labels):
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_why_there_is_no_alignment_is_said(small_cfg, manifest, tmp_path):
+    row = OmegaConf.create(open(manifest).readline())
+    small_cfg.comat.teacher.max_length = 8
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    for text, why in [
+        (
+            "and so on" * 4,
+            r"an utterance with a text of more than the 8 tokens .* helps\)\. .* segments, the teacher 0",
+        ),
+        ("", "an utterance with a text of no token"),
+        ("a " * 500, "an utterance with a text of more than the 8 tokens"),
+    ]:
+        with pytest.raises(ValueError, match=f"has no alignment with '{text}': {why}") as error:
+            model.align_text(row.audio_filepath, text)
+        assert "\n" not in str(error.value)
+
+
+RNN = """
+_target_: nemo.collections.asr.modules.RNNEncoder
+feat_in: 80
+n_layers: 2
+d_model: 48
+proj_size: 32
+bidirectional: true
+"""
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_layer_of_an_encoder_that_is_wider_within_its_layers(small_cfg, manifest, feedback):
+    """NeMo's RNNEncoder: LSTMs of d_model cells, frames of proj_size features; it keeps no subsampling_factor."""
+    small_cfg.encoder, small_cfg.decoder.feat_in = OmegaConf.create(RNN), 32
+    small_cfg.comat.update(encoder_layer=2, feedback=feedback)
+    model, logged = train(ComatCTCModelBPE, small_cfg, steps=2)
+    assert model.comat.projection.layers[0].in_features == 32
+    assert all(step["train_transfer_loss"] > 0 and step["train_active_fraction"] == 1 for step in logged)
+    row = OmegaConf.create(open(manifest).readline())
+    alignment = model.align_text(row.audio_filepath, row.text)
+    # a frame is of four windows, by the default of its subsampling
+    assert 0.5 * row.duration < alignment.spans[-1][1] <= row.duration + 0.1
+
+
 def test_times_are_those_of_an_encoder_that_shortens_its_frames_once_more(small_cfg, manifest):
     small_cfg.encoder.update(reduction="pooling", reduction_position=-1, reduction_factor=2)
     small_cfg.comat.update(encoder_layer=-1)

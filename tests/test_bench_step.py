@@ -117,6 +117,20 @@ def test_what_cannot_be_overridden_is_said(tmp_path):
     assert step_arms.model_config(options, setting).comat.context.layers == 1
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--nemo=a.nemo"], "--nemo is for --inference; give that too"),
+        (["--inference", "--nemo=gone.nemo"], "gone.nemo is no file"),
+        (["--inference", "--heldout=gone.json"], "gone.json is no file"),
+    ],
+)
+def test_what_inference_needs_is_looked_at_before_anything_is_measured(given, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_step.read_options(given)
+    assert message in capsys.readouterr().err
+
+
 def test_a_measurement_is_never_lost_to_another(tmp_path, monkeypatch):
     (tmp_path / "step.json").write_text("mine")
     monkeypatch.setattr(bench_step, "measure", lambda options, result: pytest.fail("the work was begun"))

@@ -316,6 +316,17 @@ def test_autocast_reaches_the_products_over_the_vocabulary(loss):
     torch.testing.assert_close(mixed, plain, rtol=0.02, atol=0.1)
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_layer_too_few_or_too_many_is_refused(number):
+    step = CompressAlignTransfer(
+        DIM, BLANK, compress={}, align={}, projection={"dim": WIDTH}, transfer={}, layer_weights=[0.5, 1.0]
+    )
+    hidden, *given = batch()
+    assert step([hidden, hidden], *given).loss.isfinite().all()
+    with pytest.raises(ValueError, match=f"a tensor for each of the 2 layer_weights, got {number}"):
+        step(hidden if number == 1 else [hidden] * 3, *given)
+
+
 def test_training_lowers_the_loss():
     args, module = batch(), build(loss="contrastive")
     optimizer = torch.optim.Adam([*module.parameters(), args[0]], lr=0.05)

@@ -147,6 +147,11 @@ def test_the_feedback_of_posteriors_is_of_its_pieces(small_cfg, manifest, tmp_pa
     torch.nn.init.ones_(fed.back.weight)
     model.change_vocabulary(new_tokenizer_dir=small_cfg.tokenizer.dir, new_tokenizer_type="bpe")
     assert fed.back.weight.all()  # the same pieces
+    before = torch.get_rng_state()
+    model._renew_feedback_of_posteriors()
+    assert torch.get_rng_state().equal(before)
+    (fed,) = model.nemo_comat_feedback
+    torch.nn.init.ones_(fed.back.weight)
     # as many, but others
     texts = [json.loads(line)["text"][::-1] for line in open(manifest)]
     build_tokenizer(texts, tmp_path, vocab_size=len(model.decoder.vocabulary))

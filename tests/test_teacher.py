@@ -83,6 +83,20 @@ def test_the_space_around_an_unknown_word_is_no_token(kind):
     assert none.tokens("the ⁇ dog") == none.tokens("the dog") and none.tokens("dog ⁇") == none.tokens("dog")
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_texts_that_are_read_one_by_one_are_read_as_in_a_batch(kind, monkeypatch):
+    reader, texts = TextReader(tokenizer_of_spaces(kind, True), "t", "t"), ["the ⁇ dog", "the dog"]
+    together, whole = reader.code(texts), type(reader.tokenizer).__call__
+
+    def of_one(tokenizer, texts, **options):
+        if len(texts) > 1:
+            raise OverflowError
+        return whole(tokenizer, texts, **options)
+
+    monkeypatch.setattr(type(reader.tokenizer), "__call__", of_one)
+    assert reader.code(texts) == together and len(together[0][1]) == 3
+
+
 def test_long_texts_are_left_out_and_counted():
     out = Teacher(NAME, max_length=7).encode(["one two three four five", "one two three four five six", ""])
     assert out.text_len.tolist() == [5, 0, 0] and out.too_long.tolist() == [False, True, False]

@@ -15,7 +15,9 @@ from nemo_comat.models.captured import captured
 from nemo_comat.models.host import Host
 from nemo_comat.models.reference import manifest_text
 from nemo_comat.output import PathLike
+from nemo_comat.teacher import TeacherOutput
 from nemo_comat.views import Alignment
+from nemo_comat.views.first_batch import reasons_of
 
 
 class AlignmentMixin(Host):
@@ -49,8 +51,8 @@ class AlignmentMixin(Host):
             nemo_comat.views.plot.Alignment.
         Raises:
             ValueError: COMAT is off in this model, the audio cannot be read or has no samples, the language is not
-                one of the tokenizer's, or no alignment exists (more tokens than segments, or fewer frames than the
-                text needs).
+                one of the tokenizer's, or no alignment exists, for what the message says (as more tokens than
+                segments, or fewer frames than the text needs).
         """
         if self.comat is None:
             raise ValueError("This model has no active comat block, so there is nothing to align; train it with one.")
@@ -58,11 +60,13 @@ class AlignmentMixin(Host):
         ids = torch.tensor([_token_ids(self._text_tokenizer(), text, lang)], device=self.device, dtype=torch.int64)
         signal_len, ids_len = (torch.tensor([x.shape[1]], device=self.device) for x in (signal, ids))
         read = manifest_text([text]) if self._reads_manifest else self.transcript_texts(ids, ids_len)[0]
-        output, features = self._align(signal, signal_len, ids, ids_len, [read])
+        output, features, teacher = self._align(signal, signal_len, ids, ids_len, [read])
         if not output.active[0]:
+            reasons = reasons_of([read], self._teacher, teacher, output, ~signal.isfinite().all(1))
+            why = next(words for words, holds in reasons.items() if holds[0])
             raise ValueError(
-                f"{audio} has no alignment with {text!r}: {int(output.compressed.seg_len[0])} segments for "
-                f"{output.score.shape[2]} tokens; is the text what is said?"
+                f"{audio} has no alignment with {text!r}: an utterance {why}. The model makes "
+                f"{int(output.compressed.seg_len[0])} segments, the teacher {int(teacher.text_len[0])} tokens."
             )
         return self._read_alignment(output, features, 0, read)
 
@@ -77,14 +81,14 @@ class AlignmentMixin(Host):
             list of nemo_comat.views.plot.Alignment, None for a row that has none.
         """
         texts = self.transcript_texts(transcript, transcript_len)
-        output, features = self._align(signal, signal_len, transcript, transcript_len, texts)
+        output, features, _ = self._align(signal, signal_len, transcript, transcript_len, texts)
         active = output.active.tolist()
         return [self._read_alignment(output, features, i, t) if active[i] else None for i, t in enumerate(texts)]
 
     @torch.no_grad()
     def _align(
         self, signal: Tensor, signal_len: Tensor, transcript: Tensor, transcript_len: Tensor, texts: list[str]
-    ) -> tuple[ComatOutput, Any]:
+    ) -> tuple[ComatOutput, Any, TeacherOutput]:
         # parts of it may be frozen, in another mode than the rest
         self._check_width()
         modes = {module: module.training for module in self.modules()}
@@ -93,7 +97,7 @@ class AlignmentMixin(Host):
             with alone(self.encoder), captured(**self._watched(), features=self.preprocessor) as seen:
                 self.forward(input_signal=signal, input_signal_length=signal_len)
             teacher = self._ask(texts, transcript, transcript_len, signal.device).result()
-            return self._comat_outputs(seen, transcript, transcript_len, teacher)[0], seen["features"]
+            return self._comat_outputs(seen, transcript, transcript_len, teacher)[0], seen["features"], teacher
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -101,7 +105,7 @@ class AlignmentMixin(Host):
     def _read_alignment(self, output: ComatOutput, features: Any, row: int, text: str) -> Alignment:
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
         stride = self._window_stride()
-        seconds = stride * self.encoder.subsampling_factor * self._time_reduction()
+        seconds = stride * self._subsampling_factor() * self._time_reduction()
         frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         tokenizer = self._text_tokenizer()
@@ -118,6 +122,11 @@ class AlignmentMixin(Host):
             frame_seconds=stride,
         )
 
+    def _subsampling_factor(self) -> int:
+        """Frames of features to one of the encoder's, which not every encoder keeps."""
+        kept = getattr(self.encoder, "subsampling_factor", None)
+        return kept or _setting(self.encoder, self._cfg.encoder, "subsampling_factor") or 1
+
     def _time_reduction(self) -> int:
         """By how much the encoder shortens its frames once more, beside its subsampling."""
         reduced = getattr(self.encoder, "reduction_subsampling", None) is not None
@@ -125,8 +134,7 @@ class AlignmentMixin(Host):
 
     def _window_stride(self) -> float:
         """Seconds from one frame of features to the next; where the config is silent, the preprocessor's default."""
-        default = signature(type(self.preprocessor)).parameters.get("window_stride")
-        return self._cfg.preprocessor.get("window_stride", default and default.default)
+        return _setting(self.preprocessor, self._cfg.preprocessor, "window_stride")
 
 
 @contextmanager
@@ -150,6 +158,12 @@ def alone(encoder: Any) -> Iterator[None]:
         yield
     finally:
         setattr(encoder, switch, before)
+
+
+def _setting(module: Any, cfg: Any, key: str) -> Any:
+    """What a module's config says under a key; where it is silent, the default of the module's constructor, or None."""
+    default = signature(type(module)).parameters.get(key)
+    return cfg.get(key, default and default.default)
 
 
 def _token_ids(tokenizer: Any, text: str, lang: str | None) -> list[int]:

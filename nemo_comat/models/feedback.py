@@ -35,7 +35,7 @@ class FeedbackMixin(Host):
         else:
             dims = [block.projection.dim] * len(layers)
         with torch.random.fork_rng(devices=[]):
-            self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._cfg.encoder.d_model) for dim in dims)
+            self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._layer_width()) for dim in dims)
         # weights that are fed into other layers are refused by it, though their shapes are the same
         self.nemo_comat_feedback.register_buffer("layers", torch.tensor([layer for _, layer in layers]))
         for number, (named, layer) in enumerate(layers):
@@ -56,8 +56,9 @@ class FeedbackMixin(Host):
     def _renew_feedback_of_posteriors(self) -> None:
         """Begins the feedback of posteriors anew, for a vocabulary of other pieces."""
         size = self._ctc_decoder().num_classes_with_blank
-        for fed in self.nemo_comat_feedback:
-            fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            for fed in self.nemo_comat_feedback:
+                fed.back = Feedback(size, fed.back.out_features).back.to(self.device)
 
     def _feedback_layers(self, block: DictConfig) -> list[tuple[int, int]]:
         """Of each layer that is fed back its place in `encoder_layer` and in the encoder: list of pairs of int."""

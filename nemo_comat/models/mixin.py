@@ -211,7 +211,13 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
                     f"choose from, {f'0 to {depth - 1} or -1 to {-depth}' if depth else 'none'}; null takes the last "
                     "frames."
                 )
-        return self._cfg.encoder.d_model
+        return self._layer_width()
+
+    def _layer_width(self) -> int:
+        """Features of the frames between the encoder's layers; its last frames may be projected to others."""
+        if getattr(self.encoder, "out_proj", None) is not None:
+            return self.encoder.d_model
+        return self._ctc_config(self._cfg).decoder.feat_in
 
     @property
     def _layers(self) -> list[int | None]:

@@ -73,15 +73,15 @@ class TextReader:
         if not texts:
             return []
         has_unknown = [SENTENCEPIECE_UNKNOWN in text for text in texts]
-        texts = [self.readable(text) for text in texts]
+        read = [self.readable(text) for text in texts]
         options = dict(padding=False, truncation=False, return_special_tokens_mask=True, verbose=False, **more)
         try:
-            coded = self.tokenizer(texts, **options)
+            coded = self.tokenizer(read, **options)
         except Exception as error:  # tokenizers raises plain ones
             if len(texts) > 1:  # one of them fails alone, and is named
                 return [row for text in texts for row in self.code([text], **more)]
             raise TeacherError(
-                f"Teacher {self.name!r}: its tokenizer cannot read the text {texts[0]!r}: {error}; check its files in "
+                f"Teacher {self.name!r}: its tokenizer cannot read the text {read[0]!r}: {error}; check its files in "
                 f"{self.path}."
             ) from error
         masks = coded["special_tokens_mask"]

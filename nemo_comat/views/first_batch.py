@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from nemo_comat.teacher import SENTENCEPIECE_UNKNOWN, CachedTeacher, Teacher, TeacherOutput
@@ -37,31 +38,58 @@ def first_batch_warnings(
         >>> first_batch_warnings(["xq zq"], teacher, read, output, torch.tensor([False]))
         ["COMAT: 2 of the 2 tokens of the first batch are unknown to the teacher 'bert', as in 'xq zq': ..."]
     """
-    found = [_why_no_row_is_active(teacher, read, output, bad_audio), _what_is_unknown(texts, teacher, read)]
+    found = [_why_no_row_is_active(texts, teacher, read, output, bad_audio), _what_is_unknown(texts, teacher, read)]
     return [sentence for sentence in found if sentence]
 
 
+def reasons_of(
+    texts: Sequence[str],
+    teacher: Teacher | CachedTeacher,
+    read: TeacherOutput,
+    output: "ComatOutput",
+    bad_audio: Tensor,
+) -> dict[str, Tensor]:
+    """Why a row has no alignment: dict from what it is with, or without, to [B] bool; the first that holds counts.
+
+    Args:
+        texts, teacher, read, output, bad_audio: as of `first_batch_warnings`.
+    Examples:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> compressed = SimpleNamespace(seg_len=torch.tensor([1]))
+        >>> read = TeacherOutput(torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([[7, 7]]), torch.tensor([False]))
+        >>> given = (["a dog"], SimpleNamespace(stated_length=512), read, SimpleNamespace(compressed=compressed))
+        >>> next(words for words, holds in reasons_of(*given, torch.tensor([False])).items() if holds[0])
+        'with fewer segments than the teacher has tokens'
+    """
+    segments, tokens = output.compressed.seg_len, read.text_len
+    lacking = torch.tensor([bool(text and read.lacking) for text in texts], device=tokens.device)
+    return {
+        f"with a text of more than the {teacher.stated_length} tokens that the teacher reads at most (a shorter "
+        "train_ds.max_duration or another model.comat.teacher.name or max_length helps)": read.too_long,
+        "with audio that is not finite": bad_audio,
+        "with a text that the cache lacks, while the teacher's weights are not at hand": (tokens == 0) & lacking,
+        "with a text of no token": tokens == 0,
+        "without a segment: too few frames for the text, or with compress.labels=greedy nothing but blanks, which "
+        "is usual at first": segments == 0,
+        "with fewer segments than the teacher has tokens": segments < tokens,
+        "without an alignment of finite score": tokens >= 0,
+    }
+
+
 def _why_no_row_is_active(
-    teacher: Teacher | CachedTeacher, read: TeacherOutput, output: "ComatOutput", bad_audio: Tensor
+    texts: Sequence[str],
+    teacher: Teacher | CachedTeacher,
+    read: TeacherOutput,
+    output: "ComatOutput",
+    bad_audio: Tensor,
 ) -> str | None:
     if output.active.any():
         return None
-    segments, tokens = output.compressed.seg_len, read.text_len
-    # a row is counted where the first of these holds
-    reasons = {
-        f"{{}} with a text of more than the {teacher.stated_length} tokens that the teacher reads at most (a shorter "
-        "train_ds.max_duration or another model.comat.teacher.name or max_length helps)": read.too_long,
-        "{} with audio that is not finite": bad_audio,
-        "{} with a text of no token": tokens == 0,
-        "{} without a segment: too few frames for the text, or with compress.labels=greedy nothing but blanks, which "
-        "is usual at first": segments == 0,
-        "{} with fewer segments than the teacher has tokens": segments < tokens,
-        "{} without an alignment of finite score": tokens >= 0,
-    }
     counted, left = [], ~output.active
-    for words, holds in reasons.items():
+    for words, holds in reasons_of(texts, teacher, read, output, bad_audio).items():
         if number := int((left & holds).sum()):
-            counted.append(words.format(number))
+            counted.append(f"{number} {words}")
         left = left & ~holds
     return (
         f"COMAT: none of the {len(left)} rows of the first batch takes part in the transfer loss, so nothing is learnt "

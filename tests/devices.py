@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nemo_comat.kernels import backends
-from nemo_comat.kernels.backends import Device
+from nemo_comat.kernels import cuda
+from nemo_comat.kernels.cuda import Device
 
 H200 = Device(multiprocessors=132, shared_per_block=232448, shared_per_multiprocessor=233472, capability=90)
 RTX_3090 = Device(multiprocessors=82, shared_per_block=101376, shared_per_multiprocessor=102400, capability=86)
@@ -23,7 +23,7 @@ def cubin_size(name, macro, architecture):
     options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode(), f"-D{macro}".encode()]
     # which CuPy adds to all that it compiles
     options += [b"-ftz=true", b"--device-as-default-execution-space"]
-    _, program = nvrtc.nvrtcCreateProgram(backends.source(name).encode(), f"{name}.cu".encode(), 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(cuda.source(name).encode(), f"{name}.cu".encode(), 0, [], [])
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
     # NVRTC writes into the bytes, and a single byte is an object that all of Python shares

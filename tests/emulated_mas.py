@@ -42,7 +42,7 @@ PLANTED = {
 
 def all_instances():
     """Every instance that the launcher can choose: on devices with asynchronous copies and without."""
-    from nemo_comat.kernels.backends import ELEMENTS
+    from nemo_comat.kernels.cuda import ELEMENTS
     from nemo_comat.kernels.mas_cuda import COPIES, PLANS, Instance
 
     return [

@@ -13,7 +13,7 @@ from devices import H200, RTX_3090, T4
 
 from nemo_comat import ctc_viterbi, monotonic_align
 from nemo_comat.align.monotonic import _align_batch
-from nemo_comat.kernels import backends
+from nemo_comat.kernels import backends, cuda, numba_cpu
 
 TWO = torch.tensor([2])
 
@@ -94,10 +94,10 @@ def test_the_cpu_backend_is_compiled_once_for_all_processes():
     viterbi(backend="cpu")
     code = (
         "import torch; from nemo_comat.align import monotonic; from nemo_comat.compress import viterbi;"
-        "from nemo_comat.kernels import backends; two = torch.tensor([2]);"
+        "from nemo_comat.kernels import numba_cpu; two = torch.tensor([2]);"
         "monotonic.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
         "viterbi.ctc_viterbi(torch.zeros(1, 2, 4), two, torch.tensor([[1, 2]]), two, blank=0, backend='cpu');"
-        "hits = [backends.jit(f).stats.cache_hits for f in (monotonic._align_batch, viterbi._viterbi_batch)];"
+        "hits = [numba_cpu.jit(f).stats.cache_hits for f in (monotonic._align_batch, viterbi._viterbi_batch)];"
         "print(*(sum(of.values()) for of in hits))"
     )
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
@@ -113,7 +113,7 @@ def test_the_cpu_backend_works_where_nothing_can_be_cached(monkeypatch):
         return lambda function: function
 
     monkeypatch.setattr("numba.njit", njit)
-    assert backends.jit.__wrapped__(_align_batch) is _align_batch
+    assert numba_cpu.jit.__wrapped__(_align_batch) is _align_batch
 
 
 # --- CUDA ---
@@ -154,8 +154,8 @@ def fake_cupy(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr(backends, "why_no_cuda", lambda device, tensor: None)
     yield put
-    backends.device.cache_clear()
-    backends._compiled.cache_clear()
+    cuda.device.cache_clear()
+    cuda._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -216,13 +216,13 @@ def test_the_kernel_runs_on_pytorchs_stream(fake_cupy, monkeypatch, protocol):
             entered.append("left")
 
     theirs = types.SimpleNamespace(cuda_stream=7)
-    cuda = fake_cupy(Kernel).cuda
-    cuda.ExternalStream = Stream
+    cupys = fake_cupy(Kernel).cuda
+    cupys.ExternalStream = Stream
     if protocol:
         theirs.__cuda_stream__ = lambda: (0, 7)
-        cuda.Stream = types.SimpleNamespace(from_external=lambda stream: Stream(stream.__cuda_stream__()[1], "new"))
+        cupys.Stream = types.SimpleNamespace(from_external=lambda stream: Stream(stream.__cuda_stream__()[1], "new"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: theirs)
-    backends.run("mas", "MAS_PLAN=…", 3, 1, 32, (), shared_bytes=0)
+    cuda.run("mas", "MAS_PLAN=…", 3, 1, 32, (), shared_bytes=0)
     assert entered == [(7, "new" if protocol else 3), "launched", "left"]
 
 

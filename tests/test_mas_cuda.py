@@ -10,7 +10,7 @@ import torch
 from devices import DEVICES, H200, T4, cramped, cubin_size, to_gpu
 
 from nemo_comat import monotonic_align
-from nemo_comat.kernels import backends, mas_cuda
+from nemo_comat.kernels import cuda, mas_cuda
 from nemo_comat.kernels.mas_cuda import PLANS, Instance, Plan
 
 COMPILER = "needs g++"
@@ -40,7 +40,7 @@ def test_the_smallest_plan_that_holds_the_text_is_chosen():
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_every_shape_gets_a_plan_that_fits(device):
-    sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), backends.ELEMENTS)
+    sizes = itertools.product((1, 16, 300, 65535), (1, 800, 65536), (1, 60, 200, 500, 1024, 5000), cuda.ELEMENTS)
     for batch, segs, tokens, dtype in sizes:
         score = torch.empty(1, dtype=dtype).expand(batch, segs, tokens)
         instance, moves_shared = mas_cuda.choose(score, device)
@@ -122,7 +122,7 @@ def test_the_launch_cases_can_be_moved():
 @pytest.mark.parametrize("device", [H200, T4], ids=["H200", "T4"])
 def test_launches_on_an_emulated_device_equal_the_cpu(monkeypatch, tmp_path, device):
     cases = list(launch_cases())
-    chosen = {mas_cuda.choose(s if s.dtype in backends.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
+    chosen = {mas_cuda.choose(s if s.dtype in cuda.ELEMENTS else s.float(), device)[0] for s, *_ in cases}
     instances = sorted(chosen, key=lambda x: x.macro)
     entries = [emulated_mas.entry(vars(x) | {"macro": x.macro}, emulated.source("mas")) for x in instances]
     emulated.build(entries, tmp_path / "launched.so", sanitize=False)
@@ -217,7 +217,7 @@ def assert_cuda_equals_cpu(score, seg_len, text_len):
 def test_cuda_equals_cpu_on_every_plan(cupy, plan):
     """Small enough for compute-sanitizer; every type, every way of copying, and strips."""
     torch.manual_seed(0)
-    for dtype in backends.ELEMENTS:
+    for dtype in cuda.ELEMENTS:
         for tokens in (plan.width, plan.width - 3, plan.width + 40 * (plan is PLANS[-1])):
             segs = tokens + 41
             text = torch.randn(2, segs, tokens).to(dtype)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nemo_comat.kernels import backends, mas_cuda
+from nemo_comat.kernels import backends, mas_cuda, numba_cpu
 from nemo_comat.kernels.backends import NEG_INF, Backend
-from nemo_comat.lengths import length_mask
+from nemo_comat.lengths import check_both_lengths, length_mask
 
 
 def monotonic_align(score: Tensor, seg_len: Tensor, text_len: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -51,7 +51,7 @@ def _check(score: Tensor, seg_len: Tensor, text_len: Tensor, backend: str) -> No
     backends.check(backend)
     if score.dim() != 3 or not score.is_floating_point():
         raise ValueError(f"score must be a float tensor [B, S, N], got {score.dtype} {tuple(score.shape)}")
-    backends.check_both_lengths(score.shape, seg_len, text_len)
+    check_both_lengths(score.shape, seg_len, text_len)
 
 
 def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def _align_torch(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
 
 
 def _align_cpu(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
-    lengths = [backends.on_cpu(x, torch.int64) for x in (seg_len, text_len)]
+    lengths = [numba_cpu.on_cpu(x, torch.int64) for x in (seg_len, text_len)]
     path = np.full(score.shape[:2], -1, dtype=np.int32)
-    backends.jit(_align_batch)(backends.on_cpu(score, torch.float32), *lengths, path)
+    numba_cpu.jit(_align_batch)(numba_cpu.on_cpu(score, torch.float32), *lengths, path)
     return torch.from_numpy(path).to(score.device)
 
 

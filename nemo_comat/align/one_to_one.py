@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nemo_comat.kernels import backends
-from nemo_comat.lengths import length_mask
+from nemo_comat.lengths import check_both_lengths, length_mask
 
 
 def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
@@ -25,7 +24,7 @@ def one_to_one_align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor
     """
     if score.dim() != 3:
         raise ValueError(f"score must be [B, S, N], got {tuple(score.shape)}")
-    backends.check_both_lengths(score.shape, seg_len, text_len)
+    check_both_lengths(score.shape, seg_len, text_len)
     seg_len, text_len = (x.to(score.device) for x in (seg_len, text_len))
     token = torch.arange(score.shape[1], device=score.device)
     inside = length_mask(text_len, score.shape[1])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from nemo_comat.kernels import backends
-from nemo_comat.lengths import length_mask
+from nemo_comat.lengths import check_both_lengths, length_mask
+from nemo_comat.pooling import LOWEST
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     """
     if cost.dim() != 3:
         raise ValueError(f"cost must be [B, S, N], got {tuple(cost.shape)}")
-    backends.check_both_lengths(cost.shape, seg_len, text_len)
+    check_both_lengths(cost.shape, seg_len, text_len)
     if not epsilon > 0 or not iterations >= 1:
         raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
     is_seg = length_mask(seg_len, cost.shape[1], device=cost.device)
@@ -48,13 +48,12 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
     cost = torch.where(inside, cost.float(), 0)
     usable = cost.isfinite().all(2).all(1, keepdim=True) & (seg_len > 0) & (text_len > 0)
     # the kernel's logarithm; padding stays finite, so that no -inf - -inf arises where a whole row is padding
-    lowest = torch.finfo(torch.float32).min / 4
-    kernel = (cost / -epsilon).clamp(lowest, -lowest).masked_fill(~inside, lowest)
+    kernel = (cost / -epsilon).clamp(LOWEST, -LOWEST).masked_fill(~inside, LOWEST)
     to_seg, to_token = (-length.clamp(min=1).float().log() for length in (seg_len, text_len))
     v = kernel.new_zeros(is_token.shape)
     for _ in range(iterations):
-        u = torch.where(is_seg, to_seg - (kernel + v[:, None, :]).logsumexp(2), lowest)
-        v = torch.where(is_token, to_token - (kernel + u[:, :, None]).logsumexp(1), lowest)
+        u = torch.where(is_seg, to_seg - (kernel + v[:, None, :]).logsumexp(2), LOWEST)
+        v = torch.where(is_token, to_token - (kernel + u[:, :, None]).logsumexp(1), LOWEST)
     # the last step for the tokens as a softmax, whose sums are exact whatever the scores
     plan = (kernel + u[:, :, None]).softmax(1) * to_token.exp()[..., None]
     return torch.where(inside & usable[..., None], plan, 0)

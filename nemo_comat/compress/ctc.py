@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from nemo_comat.compress.segments import Compressed
 from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
-from nemo_comat.kernels import backends
 from nemo_comat.kernels.backends import NEG_INF
-from nemo_comat.lengths import length_mask
+from nemo_comat.lengths import check_lengths, length_mask
 from nemo_comat.pooling import LOWEST, at_least_float32, bins_of, pool_segments
 
 Labels = Literal["greedy", "forced"]
@@ -131,7 +130,7 @@ def _check(hidden: Tensor, frame_len: Tensor, log_probs: Tensor, blank: int) -> 
         )
     if not 0 <= blank < log_probs.shape[2]:
         raise ValueError(f"blank must lie in 0..{log_probs.shape[2] - 1}, got {blank}")
-    backends.check_lengths("frame_len", frame_len, *hidden.shape[:2])
+    check_lengths("frame_len", frame_len, *hidden.shape[:2])
 
 
 def _forced_labels(

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nemo_comat.kernels import backends, viterbi_cuda
+from nemo_comat.kernels import backends, numba_cpu, viterbi_cuda
 from nemo_comat.kernels.backends import NEG_INF, Backend
-from nemo_comat.lengths import length_mask
+from nemo_comat.lengths import check_lengths, is_integer, length_mask
 
 
 def ctc_viterbi(
@@ -76,7 +76,7 @@ def state_labels(targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
 def _check(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int, backend: str) -> None:
     backends.check(backend)
     are_floats = log_probs.dim() == 3 and log_probs.is_floating_point()
-    if not are_floats or targets.dim() != 2 or not backends.is_integer(targets):
+    if not are_floats or targets.dim() != 2 or not is_integer(targets):
         raise ValueError(
             f"log_probs must be floats [B, T, V] and targets integers [B, U], got {log_probs.dtype} "
             f"{tuple(log_probs.shape)} and {targets.dtype} {tuple(targets.shape)}"
@@ -86,8 +86,8 @@ def _check(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Te
         raise ValueError(f"targets must have log_probs' {batch} rows, got {len(targets)}")
     if vocab and not 0 <= blank < vocab:
         raise ValueError(f"blank must lie in 0..{vocab - 1}, got {blank}")
-    backends.check_lengths("frame_len", frame_len, batch, frames)
-    backends.check_lengths("target_len", target_len, batch, targets.shape[1])
+    check_lengths("frame_len", frame_len, batch, frames)
+    check_lengths("target_len", target_len, batch, targets.shape[1])
     if vocab and targets.device.type == target_len.device.type == "cpu":
         # as int64: a blank of 200 is no int8
         labels = state_labels(targets.long(), target_len.long(), blank)
@@ -138,9 +138,9 @@ def _backward(best: Tensor, back: Tensor, frame_len: Tensor, target_len: Tensor,
 
 
 def _viterbi_cpu(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: Tensor, blank: int) -> Tensor:
-    integers = [backends.on_cpu(x, torch.int64) for x in (frame_len, targets, target_len)]
+    integers = [numba_cpu.on_cpu(x, torch.int64) for x in (frame_len, targets, target_len)]
     path = np.full(log_probs.shape[:2], -1, dtype=np.int64)
-    backends.jit(_viterbi_batch)(backends.on_cpu(log_probs, torch.float32), *integers, blank, path)
+    numba_cpu.jit(_viterbi_batch)(numba_cpu.on_cpu(log_probs, torch.float32), *integers, blank, path)
     return torch.from_numpy(path).to(log_probs.device)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_comat.kernels import backends
-from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
+from nemo_comat.kernels import cuda
+from nemo_comat.kernels.cuda import ELEMENTS, pointer, readable
 
 ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
 
@@ -69,11 +69,11 @@ class Instance:
         return -(-segs // 32) * -(-tokens // warp) * warp
 
 
-def choose(score: Tensor, device: backends.Device) -> tuple[Instance, bool]:
+def choose(score: Tensor, device: cuda.Device) -> tuple[Instance, bool]:
     """Kernel instance for a score tensor [B, S, N], and whether its directions fit in shared memory.
 
     Examples:
-        >>> h100 = backends.Device(132, 232448, 233472, 90)
+        >>> h100 = cuda.Device(132, 232448, 233472, 90)
         >>> choose(torch.zeros(8, 500, 100), h100)[0].plan.width
         128
     """
@@ -132,16 +132,14 @@ def align(score: Tensor, seg_len: Tensor, text_len: Tensor) -> Tensor:
         >>> align(torch.eye(2, device="cuda")[None], torch.tensor([2]), torch.tensor([2])).tolist()  # doctest: +SKIP
         [[0, 1]]
     """
-    return launch(_run, score, seg_len, text_len, backends.device(score.device.index))
+    return launch(_run, score, seg_len, text_len, cuda.device(score.device.index))
 
 
-def launch(
-    run: Callable[..., None], score: Tensor, seg_len: Tensor, text_len: Tensor, device: backends.Device
-) -> Tensor:
+def launch(run: Callable[..., None], score: Tensor, seg_len: Tensor, text_len: Tensor, device: cuda.Device) -> Tensor:
     """Prepares the arguments of `mas` and calls `run(instance, index, blocks, threads, arguments, shared_bytes=…)`.
 
     Examples:
-        >>> h100, full = backends.Device(132, 232448, 233472, 90), torch.tensor([8])
+        >>> h100, full = cuda.Device(132, 232448, 233472, 90), torch.tensor([8])
         >>> show = lambda kernel, index, blocks, threads, *rest, **options: print(blocks, threads)
         >>> _ = launch(show, torch.zeros(1, 8, 100), full, full, h100)
         1 64
@@ -184,4 +182,4 @@ def launch(
 def _run(
     instance: Instance, index: int, blocks: int, threads: int, arguments: tuple[np.generic, ...], *, shared_bytes: int
 ) -> None:
-    backends.run("mas", f"MAS_PLAN={instance.macro}", index, blocks, threads, arguments, shared_bytes=shared_bytes)
+    cuda.run("mas", f"MAS_PLAN={instance.macro}", index, blocks, threads, arguments, shared_bytes=shared_bytes)

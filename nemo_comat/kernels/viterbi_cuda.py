@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_comat.kernels import backends
-from nemo_comat.kernels.backends import ELEMENTS, pointer, readable
+from nemo_comat.kernels import cuda
+from nemo_comat.kernels.cuda import ELEMENTS, pointer, readable
 
 MAX_THREADS = 512  # as in viterbi.cu
 
@@ -55,7 +55,7 @@ def viterbi(log_probs: Tensor, frame_len: Tensor, targets: Tensor, target_len: T
         >>> viterbi(torch.eye(2, device="cuda")[None], *args, 0).tolist()  # doctest: +SKIP
         [[0, 1]]
     """
-    device = backends.device(log_probs.device.index)
+    device = cuda.device(log_probs.device.index)
     return launch(_run, log_probs, frame_len, targets, target_len, blank, device)
 
 
@@ -66,12 +66,12 @@ def launch(
     targets: Tensor,
     target_len: Tensor,
     blank: int,
-    device: backends.Device,
+    device: cuda.Device,
 ) -> Tensor:
     """Prepares the arguments of `viterbi`; calls `run(element, index, blocks, threads, arguments, shared_bytes=…)`.
 
     Examples:
-        >>> h100, one = backends.Device(132, 232448, 233472, 90), torch.tensor([1])
+        >>> h100, one = cuda.Device(132, 232448, 233472, 90), torch.tensor([1])
         >>> show = lambda element, index, blocks, threads, *rest, **options: print(element, blocks, threads)
         >>> _ = launch(show, torch.zeros(1, 8, 5), one, torch.tensor([[3]]), one, 0, h100)
         float 1 32
@@ -113,4 +113,4 @@ def _run(
     element: str, index: int, blocks: int, threads: int, arguments: tuple[np.generic, ...], *, shared_bytes: int
 ) -> None:
     macro = f"VITERBI_ELEMENT={element}"
-    backends.run("viterbi", macro, index, blocks, threads, arguments, shared_bytes=shared_bytes)
+    cuda.run("viterbi", macro, index, blocks, threads, arguments, shared_bytes=shared_bytes)

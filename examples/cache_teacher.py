@@ -32,7 +32,8 @@ from tqdm import tqdm
 from nemo_comat import ConfigError, TeacherError, write_cache, write_index
 from nemo_comat.config import read_comat_config, teacher_arguments
 from nemo_comat.models.characters import CharacterTokenizer
-from nemo_comat.models.finetune import allow_init_from, recogniser_tokenizer, starts_from_file
+from nemo_comat.models.finetune import recogniser_tokenizer
+from nemo_comat.models.finetune_config import allow_init_from, starts_from_file
 from nemo_comat.models.lhotse_manifest import multi_blocks
 from nemo_comat.models.manifest import manifest_paths
 from nemo_comat.models.reference import manifest_text, reference_text

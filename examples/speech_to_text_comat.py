@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_comat import TeacherError
 from nemo_comat.config import ConfigError, read_comat_config
 from nemo_comat.models.data import LOADERS
-from nemo_comat.models.finetune import allow_init_from, starts_from_file
+from nemo_comat.models.finetune_config import allow_init_from, starts_from_file
 from nemo_comat.models.manifest import ManifestError, check_dataset
 from nemo_comat.models.named_data import check_loaders, complete_datasets, finds_data
 from nemo_comat.models.resume import Resumable

@@ -22,7 +22,9 @@ from test_model_life import moved, parts, transcripts, weights
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE, ConfigError
 from nemo_comat.models import finetune as module
-from nemo_comat.models.finetune import adapter_class, class_for, joined, restore_to_finetune
+from nemo_comat.models.adapters import adapter_class
+from nemo_comat.models.finetune import class_for, restore_to_finetune
+from nemo_comat.models.finetune_config import joined
 
 PLAIN = SaveRestoreConnector
 

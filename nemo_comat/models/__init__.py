@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "check_dataset": "manifest",
         "check_manifests": "manifest",
         "check_nemo_file": "export",
-        "check_start": "finetune",
+        "check_start": "finetune_config",
         "comat_block": "export",
         "cut_out": "audio",
         "manifest_paths": "manifest",
@@ -37,6 +37,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "reference_text": "reference",
         "reference_texts": "reference",
         "restore_to_finetune": "finetune",
-        "starts_from_file": "finetune",
+        "starts_from_file": "finetune_config",
     },
 )

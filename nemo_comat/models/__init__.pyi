@@ -10,10 +10,10 @@ from nemo_comat.models.export import ExportError as ExportError
 from nemo_comat.models.export import check_nemo_file as check_nemo_file
 from nemo_comat.models.export import comat_block as comat_block
 from nemo_comat.models.export import plain_model as plain_model
-from nemo_comat.models.finetune import check_start as check_start
 from nemo_comat.models.finetune import recogniser_tokenizer as recogniser_tokenizer
 from nemo_comat.models.finetune import restore_to_finetune as restore_to_finetune
-from nemo_comat.models.finetune import starts_from_file as starts_from_file
+from nemo_comat.models.finetune_config import check_start as check_start
+from nemo_comat.models.finetune_config import starts_from_file as starts_from_file
 from nemo_comat.models.hybrid import ComatHybridRNNTCTCModelBPE as ComatHybridRNNTCTCModelBPE
 from nemo_comat.models.manifest import check_dataset as check_dataset
 from nemo_comat.models.manifest import check_manifests as check_manifests

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_comat import ComatCTCModel, ComatCTCModelBPE, ComatHybridRNNTCTCModelBPE
 from nemo_comat.config import ConfigError
-from nemo_comat.models.finetune import check_start, restore_to_finetune, starts_from_file
+from nemo_comat.models.finetune import restore_to_finetune
+from nemo_comat.models.finetune_config import check_start, starts_from_file
 from nemo_comat.models.named_data import has_value
 from nemo_comat.models.tokenizer_folder import check_tokenizer_folder
 

@@ -407,3 +407,9 @@ def test_description_is_plain_and_loads_no_weights(monkeypatch):
 
 def test_shards_can_be_read_by_others(cache):
     assert all(os.stat(file).st_mode & 0o044 == 0o044 for file in cache.iterdir())
+
+
+def test_texts_are_sampled_evenly_and_no_more_than_asked_for(cache):
+    # six different texts, none too long
+    texts = TeacherCache(cache)
+    assert [len(list(texts.sample(most))) for most in (99, 6, 5, 3, 1)] == [6, 6, 3, 3, 1]

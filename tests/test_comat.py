@@ -338,3 +338,21 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_frames_whose_sum_overflows_harm_no_weight():
+    args, module = batch(), build()
+    args[0].data[1] = 3e38
+    out = module(*args)
+    assert out.compressed.segments[1].isinf().any() and out.active.tolist() == [True, False, False, False, False]
+    out.loss.sum().backward()
+    assert out.loss[1] == 0 and all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_words_need_a_path_and_to_be_known():
+    options = dict(compress={}, projection={"dim": WIDTH}, transfer={})
+    with pytest.raises(ValueError, match="within_words needs align.method monotonic, got sinkhorn"):
+        CompressAlignTransfer(DIM, BLANK, align={"method": "sinkhorn", "within_words": True}, **options)
+    module = CompressAlignTransfer(DIM, BLANK, align={"within_words": True}, **options)
+    with pytest.raises(ValueError, match="needs the words of both sides' tokens"):
+        module(*batch())

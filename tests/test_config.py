@@ -78,6 +78,11 @@ def test_defaults_are_filled_in():
         ({"transfer": {"top_k": 0}}, "transfer.top_k must be 1 or more, got 0"),
         ({"transfer": {"negatives": 0}}, "transfer.negatives must be 1 or more, got 0"),
         ({"layer_weights": [1, 2]}, "layer_weights must be a list of 1, .*; got "),
+        ({"projection": {"dim": 0}}, "projection.dim must be 1 or more, got 0"),
+        (
+            {"encoder_layer": [0, 1], "layer_weights": [math.inf, 1]},
+            r"a number of 0 or more for each .* got \[inf, 1\]",
+        ),
         ({"weight": -1}, "weight must be 0 or more, got -1"),
         ({"consistency_weight": -1}, "comat.consistency_weight must be 0 or more, got -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, got nan"),

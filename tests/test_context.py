@@ -235,3 +235,14 @@ def test_it_learns_to_tell_a_masked_token():
         (1 - cosines).mean().backward()
         optimizer.step()
     assert sum(losses[-10:]) / 10 < 0.1 < 0.5 < sum(losses[:5]) / 5
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 3e38])
+def test_a_row_that_went_wrong_in_a_lower_layer_stays_out_of_it(poison):
+    hidden, *rest = batch()
+    module, lower = build(layer_weights=(1.0, 1.0)), hidden.detach().clone()
+    lower[1] = poison
+    both = module([lower, hidden], *rest).loss
+    module.layer_weights = [0.0, 1.0]
+    last = module([lower, hidden], *rest).loss
+    assert both[1] == last[1] > 0 and both[0] > last[0]

@@ -114,3 +114,28 @@ def test_a_method_of_ones_own_is_called_by_its_name(monkeypatch):
     block = read_comat_config({"compress": {"method": "window"}, "align": {"method": "even"}})
     steps = describe_steps(block)
     assert (steps["compress"], steps["align"]) == ("window", "even")
+
+
+@pytest.mark.parametrize(
+    "block, step, said",
+    [
+        ({"teacher": {"normalize": "center"}}, "teacher", "mean"),
+        ({"teacher": {"normalize": "standardize"}}, "teacher", "over the deviation"),
+        ({"teacher": {"units": "word"}}, "teacher", "a vector for each word"),
+        ({"align": {"within_words": True}}, "align", "within words"),
+        ({"align": {"temperature": None}}, "align", "search on cosines"),
+        ({"transfer": {"loss": "classify", "negatives": 7}}, "transfer", "the batch's and 7 other tokens"),
+        ({"transfer": {"loss": "classify"}}, "transfer", "the teacher's vocabulary"),
+    ],
+)
+def test_further_options_are_described(block, step, said):
+    assert said in describe_steps(read_comat_config(block))[step]
+
+
+@pytest.mark.parametrize(
+    "feedback, said", [(True, "projected frames are fed back"), ("ctc", "posteriors are fed back")]
+)
+def test_feedback_is_no_plain_ctc(small_cfg, feedback, said):
+    small_cfg.comat.update(encoder_layer=0, feedback=feedback)
+    text = describe(ComatCTCModelBPE(cfg=small_cfg))
+    assert said in text and "unchanged, plain CTC" not in text

@@ -168,3 +168,12 @@ def test_half_precision_tables_and_rows_of_zeros():
     plain = token_divergence(student, predicted, mask, table)
     half = token_divergence(student, predicted, mask, table.half())
     torch.testing.assert_close(half, plain, rtol=0.01, atol=0.01)
+
+
+def test_an_id_of_no_probability_is_no_candidate():
+    torch.manual_seed(0)
+    student, table = torch.randn(1, 1, 4), torch.randn(60, 4)
+    one = torch.tensor([[[3]]]), torch.tensor([[[1.0]]])
+    two = torch.tensor([[[3, 5]]]), torch.tensor([[[1.0, 0.0]]])
+    found = [token_divergence(student, x, torch.tensor([[True]]), table, negatives=0) for x in (one, two)]
+    assert found[0].equal(found[1])

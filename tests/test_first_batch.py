@@ -1,11 +1,13 @@
 """What the log says of a first batch that teaches nothing, or that the teacher cannot read."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_limits import restate, save, text_of
 
 from nemo_comat import CachedTeacher, CompressAlignTransfer, Teacher, write_cache, write_index
-from nemo_comat.teacher import Pending
+from nemo_comat.teacher import Pending, TeacherOutput
 from nemo_comat.views.first_batch import first_batch_warnings
 
 FRAMES, VOCABULARY = 12, 6
@@ -93,3 +95,15 @@ def test_a_teacher_that_knows_of_nothing_unknown(folder):
             restate(folder / "teacher", file, unk_token=None, mask_token=None)
     teacher = Teacher(str(folder / "teacher"))
     assert teacher.unknown_id is None and warnings_of(teacher, ["the dog"], 3) == []
+
+
+def test_scores_that_are_not_finite_are_a_reason_too():
+    read = TeacherOutput(torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([[7, 8]]), torch.tensor([False]))
+    output = SimpleNamespace(active=torch.tensor([False]), compressed=SimpleNamespace(seg_len=torch.tensor([3])))
+    teacher = SimpleNamespace(unknown_id=None, name="bert", stated_length=9)
+    (said,) = first_batch_warnings(["the dog"], teacher, read, output, torch.tensor([False]))
+    assert "1 without an alignment of finite score" in said
+    # as where the cache lacks the text and nobody can embed it
+    read = read._replace(text_len=torch.tensor([0]), lacking=1)
+    (said,) = first_batch_warnings(["the dog"], teacher, read, output, torch.tensor([False]))
+    assert "1 with a text that the cache lacks, while the teacher's weights are not at hand" in said

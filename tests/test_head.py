@@ -294,3 +294,11 @@ def test_masked_and_unmasked_probabilities_are_told_apart(tmp_path):
     CachedTeacher(Teacher(name, top_k=2, mask=True), folder).check(torch.device("cpu"))
     with pytest.raises(CacheError, match="it has .*mask True; training asks for .*mask False"):
         CachedTeacher(Teacher(name, top_k=2), folder).check(torch.device("cpu"))
+
+
+def test_a_first_token_without_an_embedding_is_not_put_first(tmp_path):
+    tokenizer = make_tokenizer(around=False, bos_token="[B]")
+    name = save(tmp_path, "gpt2", AutoModelForCausalLM, tokenizer, vocab_size=tokenizer.bos_token_id)
+    share = Teacher(name, top_k=3).encode(["the dog"]).predicted[1][0]
+    # nothing foretells the first one
+    assert (share[0] == 0).all() and (share[1] > 0).all()

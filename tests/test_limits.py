@@ -18,6 +18,7 @@ from transformers import (
 
 from nemo_comat import CachedTeacher, Teacher, TeacherError, write_cache, write_index
 from nemo_comat.teacher.limits import NO_LIMIT, find_limits, is_limit
+from nemo_comat.teacher.loading import cast_parameters
 
 ROWS = 40  # of position tables
 WORDS = ["the", "dog", "runs", "a", "cat", "sleeps"]
@@ -259,8 +260,9 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path):
     saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] != "<unk>"]
     saved["model"]["unk_token"] = "[no such token]"
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
-    with pytest.raises(TeacherError, match="its tokenizer cannot read the text 'the zebra': .*check its files"):
-        Teacher(name).encode(["the zebra"])
+    for texts in (["the zebra"], ["the dog", "the zebra", "a cat"]):
+        with pytest.raises(TeacherError, match="its tokenizer cannot read the text 'the zebra': .*check its files"):
+            Teacher(name).encode(texts)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -299,3 +301,12 @@ def test_a_limit_that_the_model_refuses_to_pass_is_stated(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     out = Teacher(str(tmp_path)).encode([text_of(16), text_of(17)])
     assert out.text_len.tolist() == [14, 0] and out.too_long.tolist() == [False, True]
+
+
+def test_what_a_model_keeps_in_float32_and_what_has_no_arithmetic_is_not_cast():
+    model = torch.nn.ModuleDict({"wo": torch.nn.Linear(2, 1), "wi": torch.nn.Linear(2, 1)})
+    model._keep_in_fp32_modules = ["wo"]
+    model.wi.bias = torch.nn.Parameter(torch.zeros(1).to(torch.float8_e4m3fn), requires_grad=False)
+    cast_parameters(model, torch.float16)
+    assert model.wo.weight.dtype == torch.float32 and model.wi.weight.dtype == torch.float16
+    assert model.wi.bias.dtype == torch.float8_e4m3fn

@@ -153,3 +153,12 @@ def test_the_score_and_planned_means_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = cosine_score(student, teacher), plan_average(student, plan)
     assert all(one.equal(other) for one, other in zip(wanted, found))
+
+
+def test_the_contrastive_loss_is_float32_under_autocast():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 2, 4, 8)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    wanted = transfer_loss(student, teacher, mask, loss="contrastive")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert transfer_loss(student, teacher, mask, loss="contrastive").equal(wanted)

@@ -1,11 +1,14 @@
 """Files that are written: what is refused before the work, and what is left of a write that fails."""
 
+import errno
 import os
 import stat
 
 import pytest
 
 from nemo_comat.output import OutputError, check_outputs, one_sentence, written_beside
+
+FULL, REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def test_what_is_read_is_never_written_over(tmp_path, monkeypatch):
@@ -94,6 +97,10 @@ def test_every_error_of_the_file_system_is_one_sentence(tmp_path):
         (PermissionError(13, "Permission denied", "a"), "a: Permission denied; give another place, or yourself leave"),
         (FileNotFoundError(2, "No such file or directory", "a"), "a: No such file or directory; give another path."),
         (FileNotFoundError("no finished run; train it"), "no finished run; train it"),
+        # of a file that was to take its place
+        (OSError(28, "No space left on device", "/x/.a.1/a", None, "/x/a"), "/x/a: No space left"),
+        *((OSError(code, "Full", "a"), "a: Full; make room, or give another place.") for code in FULL),
+        *((OSError(code, "No", "a"), "a: No; give another place, or yourself leave") for code in REFUSED),
     ]:
         assert one_sentence(error).startswith(said)
     assert one_sentence(ValueError("two\n  lines")) == "two lines"

@@ -36,12 +36,17 @@ def test_picture_shows_tokens_labels_and_times(tmp_path, figures):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["_the", "_o", "ld", "_bo", "at"]
     boxes = [(p.get_x() + 0.5, p.get_y() + 0.5) for p in axes.patches]
     assert boxes == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)]
+    assert (axes.images[0].get_array() == ALIGNMENT.score.T.numpy()).all()
+    shown = axes.child_axes[0].get_xticklabels()
+    assert [label.get_text() for label in shown] == ["0.00", "0.20", "0.28", "0.44", "0.60"]
+    assert figures[0]._suptitle.get_text() == "the old boat"
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
-def test_segments_without_label_or_frame_are_drawn(tmp_path):
+def test_segments_without_label_or_frame_are_drawn(tmp_path, figures):
     nan = float("nan")
     plot_alignment(ALIGNMENT._replace(labels=[""] * 5, spans=[(nan, nan)] * 5), tmp_path / "a.png")
+    assert {label.get_text() for label in figures[0].axes[0].child_axes[0].get_xticklabels()} == {""}
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
@@ -68,6 +73,7 @@ def test_dollars_are_no_formula_and_long_utterances_stay_of_a_size():
 def test_utterance_shows_segments_at_their_times_and_links_them_with_their_tokens(tmp_path, figures):
     plot_utterance(TIMED, tmp_path / "a.png", title="the old boat")
     mel, lanes = figures[0].axes
+    assert mel.images[0].origin == "lower"
     assert mel.images[0].get_array().shape == (8, 90) and tuple(mel.images[0].get_extent()[:2]) == (0, 0.9)
     edges = [line.get_xdata()[0] for line in mel.lines]
     assert edges == [edge for span in TIMED.spans for edge in span]

@@ -216,3 +216,36 @@ def test_a_report_that_cannot_draw_says_so_before_the_runs(tmp_path, monkeypatch
 def test_without_runs_the_report_says_so(tmp_path):
     with pytest.raises(ValueError, match="no finished and scored run"):
         report.report(tmp_path)
+
+
+def test_test_sets_that_differ_alone_are_not_compared(tmp_path):
+    for name in ("ctc", "comat"):
+        scored(tmp_path / name / "seed1", ["the cat sat", "on the mat", "a dog ran far"])
+    file = tmp_path / "comat" / "seed1" / "test.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    with pytest.raises(ValueError, match="^comat seed 1 was scored on another test set than ctc seed 1; "):
+        report.report(tmp_path)
+
+
+def test_transcripts_never_stand_beside_other_audio(tmp_path):
+    scored(tmp_path / "ctc" / "seed1", ["the cat sat", "on the mat", "a dog ran far"])
+    (tmp_path / "train.json").write_text(json.dumps({"text": "a"}) + "\n")
+    (tmp_path / "test.json").write_text(2 * (json.dumps({"audio_filepath": "a.wav"}) + "\n"))
+    with pytest.raises(ValueError, match=r"test.json has 2 rows, but 3 were scored; give the --data of these runs"):
+        report.report(tmp_path, data=tmp_path, html=tmp_path / "report.html")
+
+
+def test_the_seeds_that_are_named_are_kept_in_the_same_bytes_each_time(tmp_path):
+    for seed in (1, 2):
+        scored(tmp_path / "runs" / "ctc" / f"seed{seed}", ["the cat sat", "on the mat", "a dog ran far"])
+    records.keep(tmp_path / "runs", ["ctc"], tmp_path / "kept", [1])
+    assert [folder.name for folder in (tmp_path / "kept" / "ctc").iterdir()] == ["seed1"]
+    # the time in gzip's header
+    assert (tmp_path / "kept" / "ctc" / "seed1" / "test.json.gz").read_bytes()[4:8] == bytes(4)
+
+
+def test_of_many_words_those_that_changed_most_are_named():
+    said = "a b c d e f g h i j k l m"
+    ours, theirs = ([[{"reference": said, "transcript": heard}]] for heard in (said[:-2], "m"))
+    mended, broken = word_errors.mended_and_broken(ours, theirs)
+    assert len(mended) == 10 and broken == [("m", -1)]

@@ -45,3 +45,17 @@ def test_the_language_models_text_is_replaced_only_when_told(tmp_path, monkeypat
         with pytest.raises(SystemExit, match=message):
             ngram.main()
     assert (tmp_path / "lm.txt").read_text() == "mine"
+
+
+def test_test_is_scored_at_the_weight_that_dev_chose(tmp_path, monkeypatch):
+    folder, heard, at = tmp_path / "ctc" / "seed1", {0.1: "a cat", 0.2: "a dog", 0.3: "a cat"}, []
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "history.jsonl").write_text("")
+    monkeypatch.setattr(ngram, "checkpoint_of", lambda folder: folder)
+    monkeypatch.setattr(ngram.ComatCTCModelBPE, "restore_from", lambda *args, **options: None)
+    monkeypatch.setattr(ngram, "use_language_model", lambda model, lm, alpha: at.append(alpha))
+    monkeypatch.setattr(ngram, "transcribe", lambda model, file: [{"reference": "a dog", "transcript": heard[at[-1]]}])
+    target, _ = ngram.score_with(folder, tmp_path, tmp_path / "lm.arpa", alphas=[0.1, 0.2, 0.3])
+    for split in ("dev", "test"):
+        assert json.loads((target / f"{split}.json").read_text())[0]["transcript"] == "a dog"

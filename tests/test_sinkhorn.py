@@ -95,3 +95,11 @@ def test_bad_arguments_are_refused(options, message):
         sinkhorn(costs(), SEG_LEN, TEXT_LEN, **options)
     with pytest.raises(ValueError, match=r"cost must be \[B, S, N\], got \(2, 2\)"):
         sinkhorn(torch.zeros(2, 2), SEG_LEN, TEXT_LEN)
+
+
+def test_no_gradient_goes_through_a_plan():
+    plan = sinkhorn(torch.rand(1, 3, 2, requires_grad=True), torch.tensor([3]), torch.tensor([2]))
+    assert not plan.requires_grad
+    given = plan.clone().requires_grad_()
+    plan_average(torch.ones(1, 3, 4, requires_grad=True), given).sum().backward()
+    assert given.grad is None

@@ -151,3 +151,8 @@ def test_a_model_that_reads_padding_reads_texts_of_one_length_at_a_time(family, 
 def test_no_texts(teacher):
     out = teacher.encode([])
     assert out.embeddings.shape == (0, 1, 384) and out.token_id.shape == (0, 1) and out.text_len.shape == (0,)
+
+
+def test_what_is_remembered_of_a_text_keeps_no_batch_alive(teacher):
+    rows = teacher.embed(["a dog", "the old boat"], torch.device("cpu"))
+    assert all(row.vectors.untyped_storage().nbytes() == row.vectors.nbytes for row in rows)

@@ -116,3 +116,8 @@ def test_what_is_remembered_may_be_forgotten(monkeypatch):
     memory, find = {}, lambda new: [[len(key)] for key in new]
     assert words._remembered(memory, ["a", "bb"], find) == [[1], [2]]
     assert words._remembered(memory, ["bb", "ccc", "bb"], find) == [[2], [3], [2]] and set(memory) == {"bb", "ccc"}
+
+
+def test_segments_beyond_the_longest_reference_have_a_word_too():
+    labels = torch.tensor([[9, 4, 9, -1, -1, -1, -1]])
+    assert segment_words(labels, torch.tensor([[0, 0, 0]]), 9)[0, :3].tolist() == [0, 0, 0]

@@ -213,6 +213,10 @@ def build_page(found, runs, data=None, against=BASELINES):
     rows = runs[best][0]["test"]
     # the rows are in the manifest's order; see score.py
     audio = manifest_audio(data / "test.json") if data is not None else [None] * len(rows)
+    if len(audio) != len(rows):
+        raise ValueError(
+            f"{data / 'test.json'} has {len(audio)} rows, but {len(rows)} were scored; give the --data of these runs."
+        )
     shown = [(row["reference"], row["transcript"], file) for row, file in zip(rows, audio, strict=True)]
     page.utterances(f"Test transcripts of {best}, which has the lowest error rate", some(shown))
     page.table("Words", word_head(found), word_table(found), [f"{WORDS_SAY}."])

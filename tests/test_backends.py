@@ -60,6 +60,9 @@ def test_the_cuda_backend_says_why_it_cannot_be_used(monkeypatch):
             chosen("cuda", "cuda")
     finally:
         backends._why_no_cupy.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    with pytest.raises(RuntimeError, match="this PyTorch is built for ROCm, and the kernel needs CUDA"):
+        chosen("cuda", "cuda")
 
 
 def test_auto_without_cupy_takes_torch_on_the_gpu_and_warns_once(monkeypatch):

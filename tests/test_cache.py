@@ -196,6 +196,13 @@ def test_each_batch_is_counted_and_the_last_once_its_shard_is_written(tmp_path, 
     assert found == [(1, 0), (2, 0), (1, 1)]
 
 
+def test_short_texts_go_before_long_ones(tmp_path, teacher, monkeypatch):
+    batches, embed = [], teacher.embed
+    monkeypatch.setattr(teacher, "embed", lambda texts, device: batches.append(texts) or embed(texts, device))
+    list(write_cache(tmp_path, teacher, ["the dog runs home", "a", "the dog"], batch_tokens=8))
+    assert batches == [["a", "the dog"], ["the dog runs home"]]
+
+
 def test_the_device_holds_one_batch_at_a_time(tmp_path, teacher, monkeypatch):
     alive, embed = [], teacher.embed
 

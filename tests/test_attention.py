@@ -46,7 +46,7 @@ def test_equal_keys_give_the_mean_of_the_valid_frames():
 @pytest.mark.parametrize("heads", [1, 3])
 def test_segments_equal_the_formula(heads):
     torch.manual_seed(0)
-    module, hidden = AttentionCompressor(DIM, heads), torch.randn(DIM + 1, DIM)
+    module, hidden = AttentionCompressor(DIM, heads=heads), torch.randn(DIM + 1, DIM)
     out = run(module, hidden[None], [DIM + 1], [4], 4)
     to_query, to_key, to_value = module.attention.in_proj_weight.chunk(3)
     query = (sinusoids(4, DIM) @ module.query.weight.T + module.query.bias) @ to_query.T
@@ -86,4 +86,4 @@ def test_gradients_and_a_row_without_frames():
 @pytest.mark.parametrize("heads", [4, 0])
 def test_heads_must_divide_the_width(heads):
     with pytest.raises(ValueError, match=rf"heads must divide the encoder's width 6; got {heads}"):
-        AttentionCompressor(DIM, heads)
+        AttentionCompressor(DIM, heads=heads)

@@ -15,7 +15,7 @@ DIM, BLANK, WIDTH = 8, 5, 6
 def network(mask=0.15, layers=2, dim=8, heads=2):
     """One that has begun to learn: its last layer is not zero."""
     torch.manual_seed(0)
-    context = Context(dim, layers, heads, mask)
+    context = Context(dim, layers, heads=heads, mask=mask)
     torch.nn.init.normal_(context.head.weight)
     return context
 
@@ -44,7 +44,7 @@ def learning(module):
 
 def test_it_begins_as_nothing_but_its_masks():
     segments, seg_len = torch.randn(2, 6, 8), torch.tensor([6, 4])
-    context = Context(8, 2, 2, 0.5)
+    context = Context(8, 2, heads=2, mask=0.5)
     out = context(segments, seg_len, seed=3)
     valid = torch.arange(6) < seg_len[:, None]
     drawn = segment_mask(valid, 0.5, 3)
@@ -223,7 +223,7 @@ def test_it_learns_to_tell_a_masked_token():
     """Three sentences of three words in a fixed order: what is masked can be told from what is not."""
     torch.manual_seed(0)
     words = torch.nn.functional.normalize(torch.randn(9, 8), dim=-1).view(3, 3, 8)
-    context, seg_len = Context(8, 1, 2, 0.3), torch.tensor([3, 3, 3])
+    context, seg_len = Context(8, 1, heads=2, mask=0.3), torch.tensor([3, 3, 3])
     optimizer = torch.optim.Adam(context.parameters(), 1e-2)
     losses = []
     for step in range(400):

@@ -169,7 +169,7 @@ class MonotonicAligner(nn.Module):
         ([[0, 0, 1]], None)
     """
 
-    def __init__(self, backend: Backend = "auto", temperature: float | None = 0.1) -> None:
+    def __init__(self, *, backend: Backend = "auto", temperature: float | None = 0.1) -> None:
         super().__init__()
         self.backend, self.temperature = backend, temperature
 

@@ -88,7 +88,7 @@ class SinkhornAligner(nn.Module):
         [[0, 1]]
     """
 
-    def __init__(self, epsilon: float = 0.05, iterations: int = 50) -> None:
+    def __init__(self, *, epsilon: float = 0.05, iterations: int = 50) -> None:
         super().__init__()
         self.options: dict[str, Any] = dict(epsilon=epsilon, iterations=iterations)
 

@@ -28,7 +28,7 @@ class AttentionCompressor(nn.Module):
         torch.Size([1, 5, 8])
     """
 
-    def __init__(self, feat_in: int, heads: int = 4) -> None:
+    def __init__(self, feat_in: int, *, heads: int = 4) -> None:
         super().__init__()
         if heads < 1 or feat_in % heads:
             raise ValueError(f"compress.heads must divide the encoder's width {feat_in}; got {heads}")

@@ -81,7 +81,7 @@ class CIFCompressor(nn.Module):
         torch.Size([1, 5, 8])
     """
 
-    def __init__(self, feat_in: int, quantity_weight: float = 1.0) -> None:
+    def __init__(self, feat_in: int, *, quantity_weight: float = 1.0) -> None:
         super().__init__()
         self.quantity_weight = quantity_weight
         self.conv = nn.Conv1d(feat_in, feat_in, kernel_size=3, padding=1)

@@ -152,7 +152,7 @@ class CTCCompressor(nn.Module):
         CTCCompressor(blank=0, labels='forced', blanks='drop', pool='avg')
     """
 
-    def __init__(self, blank: int, labels: Labels = "forced", blanks: Blanks = "drop", pool: Pool = "avg") -> None:
+    def __init__(self, blank: int, *, labels: Labels = "forced", blanks: Blanks = "drop", pool: Pool = "avg") -> None:
         super().__init__()
         self.options: dict[str, Any] = dict(blank=blank, labels=labels, blanks=blanks, pool=pool)
 

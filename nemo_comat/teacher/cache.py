@@ -34,7 +34,7 @@ class CachedTeacher:
         CacheError: on first use, as `TeacherCache`; or a text is missing and missing="error".
     """
 
-    def __init__(self, teacher: Teacher, cache: PathLike, missing: Missing = "encode") -> None:
+    def __init__(self, teacher: Teacher, cache: PathLike, *, missing: Missing = "encode") -> None:
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
         self.teacher, self.folder, self.missing = teacher, cache, missing
@@ -195,4 +195,4 @@ def build_teacher(
         ('Teacher', 'CachedTeacher')
     """
     teacher = Teacher(**options)
-    return teacher if cache is None else CachedTeacher(teacher, cache, missing)
+    return teacher if cache is None else CachedTeacher(teacher, cache, missing=missing)

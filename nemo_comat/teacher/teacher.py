@@ -65,6 +65,7 @@ class Teacher(LanguageModel):
     def __init__(
         self,
         name: str,
+        *,
         layers: int | str | Iterable[int | str] = 0,
         max_length: int | None = None,
         dtype: Dtype = "auto",

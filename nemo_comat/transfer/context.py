@@ -29,7 +29,7 @@ class Context(nn.Module):
         True
     """
 
-    def __init__(self, dim: int, layers: int, heads: int = 4, mask: float = 0.15) -> None:
+    def __init__(self, dim: int, layers: int, *, heads: int = 4, mask: float = 0.15) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"context.heads must divide the projection's width {dim}; got {heads}")

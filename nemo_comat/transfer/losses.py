@@ -182,7 +182,7 @@ class TransferLoss(nn.Module):
     """
 
     def __init__(
-        self, loss: Loss = "cosine", temperature: float = 0.1, negatives: int | None = None, top_k: int = 32
+        self, loss: Loss = "cosine", *, temperature: float = 0.1, negatives: int | None = None, top_k: int = 32
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = dict(loss=loss, temperature=temperature, negatives=negatives, top_k=top_k)

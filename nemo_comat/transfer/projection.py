@@ -15,7 +15,7 @@ class Projection(nn.Module):
         [(2, 3), (2,), (2, 2), (2,)]
     """
 
-    def __init__(self, feat_in: int, dim: int, depth: int = 1) -> None:
+    def __init__(self, feat_in: int, dim: int, *, depth: int = 1) -> None:
         super().__init__()
         widths = [feat_in] + [dim] * depth
         layers = []

@@ -44,7 +44,7 @@ def vector_statistics(rows: Iterable[Tensor]) -> VectorStatistics:
         mean = mean + (new - mean) * (len(row) / total)
         count = total
     if not count:
-        raise ValueError("there is no vector to take a mean of")
+        raise ValueError("there is no finite vector to take a mean of; give texts that the teacher reads")
     return VectorStatistics(mean.float(), (squares / count).sqrt().float(), count)
 
 
@@ -71,6 +71,13 @@ class TeacherNormalization(nn.Module):
     Args:
         dim: width of the vectors.
         normalize: "center" or "standardize".
+    Raises:
+        ValueError: normalize is neither.
+    Examples:
+        >>> norm = TeacherNormalization(2)
+        >>> norm.keep(vector_statistics([torch.tensor([[1.0, 5.0], [3.0, 5.0]])]))
+        >>> norm(torch.tensor([[3.0, 5.0]]))
+        tensor([[1., 0.]])
     """
 
     mean: Tensor
@@ -103,7 +110,7 @@ class TeacherNormalization(nn.Module):
         if statistics.mean.shape != self.mean.shape:
             raise ValueError(
                 f"the statistics are of vectors of width {len(statistics.mean)}, the model's teacher has "
-                f"{len(self.mean)}; take them anew"
+                f"{len(self.mean)}; take them of that teacher's vectors, by vector_statistics"
             )
         for name, value in statistics._asdict().items():
             getattr(self, name).copy_(torch.as_tensor(value))

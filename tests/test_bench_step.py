@@ -131,6 +131,12 @@ def test_what_inference_needs_is_looked_at_before_anything_is_measured(given, me
     assert message in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="nonsense") as error:
+        bench_step.main([*SMALL, "--device", "nonsense", "--out", str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
 def test_a_measurement_is_never_lost_to_another(tmp_path, monkeypatch):
     (tmp_path / "step.json").write_text("mine")
     monkeypatch.setattr(bench_step, "measure", lambda options, result: pytest.fail("the work was begun"))

@@ -1,4 +1,4 @@
-// What the kernels share: the types of their inputs, -inf, and lengths of either size. backends.py puts it before each.
+// What the kernels share: the types of their inputs, -inf, and lengths of either size. cuda.py puts it before each.
 
 #ifndef EMULATED
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]

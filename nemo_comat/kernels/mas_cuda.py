@@ -1,6 +1,6 @@
 """CUDA launcher of `monotonic_align`: chooses a plan by shape, and launches mas.cu compiled for it.
 
-mas.cu says how the kernel works, backends.py how it is compiled and launched.
+mas.cu says how the kernel works, cuda.py how it is compiled and launched.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """CUDA launcher of `ctc_viterbi`: launches viterbi.cu.
 
-viterbi.cu says how the kernel works, backends.py how it is compiled and launched.
+viterbi.cu says how the kernel works, cuda.py how it is compiled and launched.
 """
 
 from collections.abc import Callable

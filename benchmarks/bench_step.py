@@ -42,8 +42,10 @@ if __name__ == "__main__":
     announce_nemo()
 
 import torch
+from hydra.errors import HydraException
 from machine import the_device, where
 from nemo.utils import logging
+from omegaconf.errors import OmegaConfBaseException
 from step_measure import measure, prepare
 from step_report import TABLES
 
@@ -67,7 +69,7 @@ def main(arguments=None):
     result = {**where(options.device), "threads": torch.get_num_threads(), "options": asked, "interrupted": True}
     result.update({key: [] for key in ("arms", "parts", "shapes", "sweep", "inference")})
     try:
-        with exit_in_one_sentence(ConfigError, ManifestError):
+        with exit_in_one_sentence(ConfigError, ManifestError, HydraException, OmegaConfBaseException):
             measure(options, result)
         result["interrupted"] = False
     except KeyboardInterrupt:

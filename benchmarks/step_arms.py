@@ -7,9 +7,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from hydra import compose, initialize_config_dir
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 from step_data import random_bert
 from step_options import RANDOM_TEACHER, SIZES
 
@@ -67,31 +67,21 @@ def model_config(options, setting):
     """The shipped config, with one view of a batch and the overrides, at a size, without data or InterCTC.
 
     Raises:
-        ConfigError: an override of what is set here.
+        ConfigError: an override of what is set here. HydraException, OmegaConfBaseException: one that fits no key.
     """
-    cfg = OmegaConf.load(CONFIG)
-    cfg.model.comat.consistency_weight = 0
-    cfg.model.encoder.update(SIZES[setting.size])
-    cfg.model.spec_augment.time_masks = 10 if setting.size == "large" else 5
     for override in options.overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not key.startswith("model."):
             raise ConfigError(f"{override} is none of the model's keys, which alone are measured; leave it out.")
-        if override.startswith("~"):
-            raise ConfigError(f"{override} takes a key out; give overrides of the form KEY=VALUE.")
         for own, instead in SET_HERE.items():
             if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
                 raise ConfigError(f"{override} is set by the measurement: {own} is {instead}; leave this override out.")
-    for override in options.overrides:
-        OmegaConf.set_struct(cfg, not override.startswith("+"))
-        try:
-            cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([override.lstrip("+")]))
-        except OmegaConfBaseException as error:
-            raise ConfigError(
-                f"{override}: {str(error).splitlines()[0]}; a key that is new needs a + before it."
-            ) from None
+    sizes = [f"model.encoder.{key}={value}" for key, value in SIZES[setting.size].items()]
+    masks = f"model.spec_augment.time_masks={10 if setting.size == 'large' else 5}"
+    with initialize_config_dir(str(CONFIG.parent), version_base=None):
+        overrides = [*sizes, masks, "model.comat.consistency_weight=0", *options.overrides]
+        cfg = compose(CONFIG.stem, overrides).model
     OmegaConf.set_struct(cfg, False)
-    cfg = cfg.model
     cfg.tokenizer.dir = str(options.tokenizer)
     cfg.comat.compress.labels = setting.labels
     cfg.interctc = {"loss_weights": [], "apply_at_layers": []}

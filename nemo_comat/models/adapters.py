@@ -28,6 +28,7 @@ def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
         ConfigError: the adapter's width is not given, and the encoder does not say it.
     Examples:
         >>> from types import SimpleNamespace as Stand
+        >>> from omegaconf import OmegaConf
         >>> adapter = OmegaConf.create({"adapter_name": "few", "in_features": None})
         >>> train_adapter_alone(Stand(cfg=OmegaConf.create({"encoder": {}})), adapter)
         Traceback (most recent call last):

@@ -114,7 +114,7 @@ def check_kind(cls: type[ComatMixin], given: DictConfig, path: str) -> None:
 
     Examples:
         >>> given = OmegaConf.create({"char_labels": {"update_labels": True}})
-        >>> check_kind(ComatCTCModelBPE, given, "m.nemo")
+        >>> check_kind(EncDecCTCModelBPE, given, "m.nemo")
         Traceback (most recent call last):
         nemo_comat.config.ConfigError: m.nemo holds a model of subwords, which has no labels of its own; ...
     """

@@ -25,7 +25,7 @@ def test_a_single_vector_and_vectors_that_are_not_finite():
     assert found.mean.tolist() == [2.0, 4.0] and found.deviation.tolist() == [0.0, 0.0] and found.number == 1
     # a deviation of zero shifts and divides nothing
     assert normalize_vectors(torch.tensor([[5.0, 4.0]]), *found[:2]).tolist() == [[3.0, 0.0]]
-    with pytest.raises(ValueError, match="no vector"):
+    with pytest.raises(ValueError, match="no finite vector"):
         vector_statistics([torch.zeros(0, 2)])
 
 

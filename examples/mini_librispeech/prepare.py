@@ -301,7 +301,7 @@ def prepare(
         for split, part in parts.items():
             with open(part, "w", encoding="utf-8") as manifest:
                 manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split])
-        # before they take their places: a vocabulary may be too large for the texts
+        # before they take their places: a vocabulary may be too small for the texts' letters
         texts = read_texts([parts["train"]])
         build_tokenizer(texts, out / "tokenizer", vocab_size=vocab_size, lower_case=lower_case, overwrite=overwrite)
     return rows

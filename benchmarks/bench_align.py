@@ -23,6 +23,7 @@ from align_report import chart, require_right, table
 from machine import line_of, the_device, where
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 4096, 1024), (256, 4096, 1024))
 
@@ -41,7 +42,7 @@ def read_options(arguments):
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--layout", choices=["text", "frames"], default="text", help="the innermost axis of the scores")
     parser.add_argument("--rounds", type=int, default=7, help="times that each contestant is measured")
-    parser.add_argument("--out", type=Path, default=Path("bench_align"), help="folder for align.json and align.svg")
+    parser.add_argument("--out", type=given_path, default=Path("bench_align"), help="for align.json and align.svg")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from nemo_comat import CachedTeacher, Teacher, write_cache, write_index
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 MILLIONS = 10
 LIVE = 10  # batches that MiniLM embeds
@@ -109,7 +110,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--batches", type=int, default=200, help=f"batches looked up; MiniLM embeds {LIVE} others")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("bench_cache"), help="folder for cache.json")
+    parser.add_argument("--out", type=given_path, default=Path("bench_cache"), help="folder for cache.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     options = parser.parse_args()
     if options.texts < LIVE * options.batch:

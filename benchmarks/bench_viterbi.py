@@ -23,6 +23,7 @@ from machine import line_of, the_device, where
 from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
 from nemo_comat.kernels import backends
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 SHAPES = ((16, 200, 40, 129), (32, 400, 80, 129), (32, 400, 80, 1025), (64, 800, 200, 1025))
 
@@ -130,7 +131,7 @@ def read_options(arguments):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="times that each contestant is measured")
-    parser.add_argument("--out", type=Path, default=Path("bench_viterbi"), help="folder for viterbi.json")
+    parser.add_argument("--out", type=given_path, default=Path("bench_viterbi"), help="folder for viterbi.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     return parser.parse_args(arguments)
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 import nemo_comat
-from nemo_comat.commit import commit_here
+from nemo_comat.provenance import commit_here, processor_name
 
 
 def clock(device, call, calls=1):
@@ -47,13 +46,9 @@ def memory_left(device):
 
 def where(device):
     """What the figures were measured on."""
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    else:
-        models = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-        machine = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+    cores = f"{processor_name()}, {os.cpu_count()} cores"
     return {
-        "machine": machine,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cores,
         "torch": torch.__version__,
         "nemo_comat": nemo_comat.__version__,
         "commit": commit_here(),

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nemo_comat.paths import given_path
+
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "demo_corpus"
 SIZES = {  # the table in the config's header
     "tiny": dict(d_model=32, n_heads=4, n_layers=2),
@@ -30,16 +32,16 @@ def read_options(arguments=None):
     parser.add_argument("--steps", type=int, help="steps in a row for one time: 1 on a CPU, 4 on a GPU, to keep it fed")
     parser.add_argument("--manifest", help="durations and texts to draw from, each text once; without it, made up")
     parser.add_argument("--seconds", nargs=2, type=float, default=[2, 16.7], help="least and most of made-up durations")
-    parser.add_argument("--tokenizer", type=Path, default=CORPUS / "tokenizer", help="folder of tokenizer.model")
+    parser.add_argument("--tokenizer", type=given_path, default=CORPUS / "tokenizer", help="folder of tokenizer.model")
     parser.add_argument("--device", help="such as cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--threads", type=int, help="of torch on a CPU")
     parser.add_argument("--memory", action="store_true", help="on a CPU, measure memory too")
     parser.add_argument("--sweep", action="store_true", help="how the time of ours grows with its sizes")
     parser.add_argument("--inference", action="store_true", help="transcribe and validate, NeMo's class and ours")
-    parser.add_argument("--nemo", type=Path, help="a dual .nemo for --inference; without it, random weights")
-    parser.add_argument("--heldout", type=Path, default=CORPUS / "heldout.json", help="manifest for --inference")
+    parser.add_argument("--nemo", type=given_path, help="a dual .nemo for --inference; without it, random weights")
+    parser.add_argument("--heldout", type=given_path, default=CORPUS / "heldout.json", help="manifest for --inference")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("bench_step"), help="folder for step.json")
+    parser.add_argument("--out", type=given_path, default=Path("bench_step"), help="folder for step.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     options = parser.parse_args(arguments)
     if options.nemo is not None and not options.inference:

@@ -12,6 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce, announce_nemo
 
 HELDOUT = Path(__file__).resolve().parent / "demo_corpus" / "heldout.json"
@@ -19,10 +20,10 @@ HELDOUT = Path(__file__).resolve().parent / "demo_corpus" / "heldout.json"
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Show what a trained COMAT model learnt.")
-    parser.add_argument("model", type=Path, help=".nemo file")
-    parser.add_argument("--manifest", type=Path, default=HELDOUT, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="picture of an alignment (default: alignment.png beside MODEL.nemo)")
-    parser.add_argument("--html", type=Path, help="page to write (default: none)")
+    parser.add_argument("model", type=given_path, help=".nemo file")
+    parser.add_argument("--manifest", type=given_path, default=HELDOUT, help="default: %(default)s")
+    parser.add_argument("--out", type=given_path, help="picture of an alignment (default: alignment.png beside MODEL)")
+    parser.add_argument("--html", type=given_path, help="page to write (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     return parser.parse_args()
 

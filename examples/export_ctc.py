@@ -13,15 +13,15 @@ last.
 """
 
 import argparse
-from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description="Write the plain CTC model of a .nemo file.")
-    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
-    parser.add_argument("out", type=Path, metavar="OUT.nemo", help="its folder is made where it is missing")
+    parser.add_argument("model", type=given_path, metavar="MODEL.nemo")
+    parser.add_argument("out", type=given_path, metavar="OUT.nemo", help="its folder is made where it is missing")
     parser.add_argument("--onnx", action="store_true", help="OUT.onnx beside it")
     parser.add_argument("--torchscript", action="store_true", help="OUT.ts beside it")
     parser.add_argument("--card", action="store_true", help="README.md beside it, a model card as the hub has them")

@@ -11,14 +11,15 @@ import argparse
 import math
 from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description="Draw the alignment of one utterance.")
-    parser.add_argument("model", type=Path, metavar="MODEL.nemo")
-    parser.add_argument("audio", type=Path, metavar="AUDIO")
-    parser.add_argument("--out", type=Path, default=Path("alignment.png"), help="default: %(default)s")
+    parser.add_argument("model", type=given_path, metavar="MODEL.nemo")
+    parser.add_argument("audio", type=given_path, metavar="AUDIO")
+    parser.add_argument("--out", type=given_path, default=Path("alignment.png"), help="default: %(default)s")
     parser.add_argument("--lang", help="language of the text, for a model of several")
     parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there already")
     said = parser.add_mutually_exclusive_group(required=True)

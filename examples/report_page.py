@@ -43,8 +43,9 @@ def compared(reference, transcript):
 
 
 def some(rows, number=5):
-    """As many of the rows, spread over all of them."""
-    return list(rows)[:: max(1, len(rows) // number)][:number]
+    """As many of the rows, spread over all of them; all where there are fewer."""
+    rows = list(rows)
+    return [rows[k * len(rows) // number] for k in range(number)] if len(rows) > number else rows
 
 
 class Sound(NamedTuple):
@@ -143,6 +144,11 @@ def load_matplotlib():
     return matplotlib, Figure
 
 
+def line_of(number):
+    """Colour and dashes of a chart's line, other ones for each of 40: matplotlib has ten colours."""
+    return {"color": f"C{number}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
+
+
 def chart(curves, *, xlabel):
     """Line charts side by side, as an address that holds an SVG.
 
@@ -159,8 +165,9 @@ def chart(curves, *, xlabel):
     matplotlib, Figure = load_matplotlib()
     figure = Figure(figsize=(4.6 * max(len(drawn), 2), 3.4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
-        for label, line in lines.items():
-            axes.plot(*zip(*line), label=label, marker="o" if len(line) < 20 else None, markersize=3)
+        for number, (label, line) in enumerate(lines.items()):
+            marker = "o" if len(line) < 20 else None
+            axes.plot(*zip(*line), label=label, marker=marker, markersize=3, **line_of(number))
         axes.set(title=title, xlabel=xlabel)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

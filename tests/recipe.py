@@ -34,7 +34,14 @@ def scored(folder, transcripts, references=("the cat sat", "on the mat", "a dog 
     for split, heard in (("dev", dev or transcripts), ("test", transcripts)):
         rows = [{"reference": ref, "transcript": hyp} for ref, hyp in zip(references, heard, strict=True)]
         (folder / f"{split}.json").write_text(json.dumps(rows))
-    settings = {"commit": "abc", "device": "CPU", "encoder_parameters": 1e6, "steps": 4, "finished": True}
+    settings = {
+        "commit": "abc",
+        "machine": "a chip",
+        "device": "CPU",
+        "encoder_parameters": 1e6,
+        "steps": 4,
+        "finished": True,
+    }
     (folder / "run.json").write_text(json.dumps(settings))
     history = [{"step": 2, "val_wer": 0.9}, {"step": 4, "val_wer": 0.5}, {"step": 2, "val_wer": 0.8}]
     history = [{**row, "step_seconds": 0.1, "peak_bytes": 10, **costs} for row in history]

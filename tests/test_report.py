@@ -1,6 +1,8 @@
 """The report's numbers by hand."""
 
+import gzip
 import json
+import re
 import shutil
 import sys
 
@@ -41,10 +43,111 @@ def test_runs_that_are_not_there_are_named(tmp_path):
 
 def test_what_is_kept_of_a_run_says_nothing_of_where_it_lay():
     given = {
-        "places": ["a=/x/b=c/d.json", "/x/y=z", "/x/m.nemo"],
-        "settings": ["model.optim.lr=1e-3", "a=b/c", 1, None],
+        "places": [
+            "a=/x/b=c/d.json",
+            "/x/y=z",
+            "/x/m.nemo",
+            "a=/x y/b c/d",
+            "a='/x y/b'",
+            "a=[/x/b, '/y/c d']",
+            "a={b:/c/d}",
+        ],
+        "settings": ["model.optim.lr=1e-3", "a=b/c", "a=[b/c]", "a='https://b/c'", "a=https://b/c", 1, None],
     }
-    assert records.without_places(given) == {**given, "places": ["a=d.json", "y=z", "m.nemo"]}
+    places = ["a=d.json", "y=z", "m.nemo", "a=d", "a='b'", "a=[b, 'c d']", "a={b:d}"]
+    assert records.without_places(given) == {**given, "places": places}
+
+
+def test_a_run_that_is_copied_beside_itself_is_no_seed(tmp_path):
+    heard = ["the cat sad", "on mat", "dog run far"]
+    for name in ("seed1", "seed1.bak", "seed-old"):
+        scored(tmp_path / "ctc" / name, heard)
+    assert [folder.name for folder in records.finished(tmp_path)] == ["seed1"]
+    before = (tmp_path / "ctc" / "seed1" / "run.json").read_text()
+    with pytest.raises(ValueError, match="holds the runs themselves; give --keep another folder"):
+        records.keep(tmp_path, [], tmp_path / "ctc" / "..")
+    assert (tmp_path / "ctc" / "seed1" / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize("name", records.RECORDS)
+def test_a_record_that_is_damaged_is_named(tmp_path, name):
+    folder = tmp_path / "ctc" / "seed1"
+    scored(folder, ["the cat sad", "on mat", "dog run far"])
+    whole = (folder / name).read_bytes()
+    for content, reason in (
+        (whole[: len(whole) // 2], r"is damaged \(.*\)"),
+        (b"[]" * (name[-1] == "n"), "has nothing in it"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"seed1/{name} {reason}; train or score this run again"):
+            records.read_runs(tmp_path)
+    (folder / name).unlink()
+    (folder / f"{name}.gz").write_bytes(gzip.compress(whole)[:-9])
+    with pytest.raises(ValueError, match=rf"seed1/{name}\.gz is damaged"):
+        records.read_runs(tmp_path)
+
+
+def test_costs_of_different_machines_are_no_ratios(tmp_path):
+    heard = ["the cat sad", "on mat", "dog run far"]
+    for name in ("ctc", "comat"):
+        scored(tmp_path / name / "seed1", heard)
+    file = tmp_path / "comat" / "seed1" / "run.json"
+    settings = json.loads(file.read_text())
+
+    def costs():
+        return report.table(report.summary(records.read_runs(tmp_path, first=["ctc"])))[1][-3:-1]
+
+    assert costs() == ["1.00", "1.00"]
+    for machine in ("another chip", "a chip; another chip", ""):
+        file.write_text(json.dumps({**settings, "machine": machine}))
+        assert costs() == ["", ""]
+    # of before, neither says it
+    for name in ("ctc", "comat"):
+        (tmp_path / name / "seed1" / "run.json").write_text(json.dumps({**settings, "machine": ""}))
+    assert costs() == ["", ""]
+
+
+def test_too_few_errors_have_no_interval(tmp_path):
+    def interval(ours, theirs):
+        return word_errors.paired_interval([np.array([[n, 5] for n in ours])], [np.array([[n, 5] for n in theirs])])
+
+    assert interval([1, 2], [0, 0]) == (None, None, None)
+    assert interval([1] + 9 * [0], [2] + 9 * [0]) == (-0.5, None, None)  # a draw may have none of the errors
+    assert interval([1], [2]) == (-0.5, None, None)
+    change, low, high = interval(20 * [1, 2], 20 * [2, 2])
+    assert change == -0.25 and -0.5 < low < change < high < 0
+    right = ["the cat sat", "on the mat", "a dog ran far"]
+    scored(tmp_path / "ctc" / "seed1", right)
+    scored(tmp_path / "comat" / "seed1", ["the cat sad", "on mat", "dog run far"])
+    scored(tmp_path / "interctc" / "seed1", ["the cat sad", "on the mat", "a dog ran far"])
+    text = report.report(tmp_path)
+    assert re.search(r"\| comat \| 1 \| 40.0 % \| 40.0 % \| [\d.]+ % \|  \| \+300.0 % \|", text)
+    assert "NaN" not in (tmp_path / "report.json").read_text()
+
+
+def test_the_parts_of_the_bootstrap_are_its_draws(monkeypatch):
+    rng = np.random.default_rng(1)
+    sides = [[np.stack((rng.integers(1, 4, 30), np.full(30, 9)), 1)] for _ in range(2)]
+    whole = word_errors.paired_interval(*sides, draws=1200)
+    monkeypatch.setattr(word_errors, "PART", 5000)
+    assert word_errors.paired_interval(*sides, draws=1200) == whole
+
+
+def test_the_report_may_be_written_elsewhere_and_names_what_was_decoded_otherwise(tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("ctc", "ctc_ngram"):
+        scored(runs / name / "seed1", ["the cat sad", "on mat", "dog run far"])
+    file = runs / "ctc_ngram" / "seed1" / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "language_model": "lm.arpa"}))
+    text = report.report(runs, to=tmp_path / "here")
+    assert "greedy decoding, with a language model for ctc_ngram, of the checkpoint" in text
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"report.md", "report.json", "dev_wer.svg"}
+    assert {path.name for path in runs.iterdir()} == {"ctc", "ctc_ngram"}
+    assert "greedy decoding of the" in report.report(runs, ["ctc"], to=tmp_path / "here")
+
+
+def test_each_of_many_lines_looks_otherwise():
+    assert len({tuple(report.line_of(number).values()) for number in range(40)}) == 40
 
 
 def test_the_reports_numbers_by_hand(tmp_path):
@@ -121,7 +224,7 @@ def test_runs_are_compared_with_those_that_are_named(tmp_path, monkeypatch, caps
     report.main()
     text = capsys.readouterr().out
     assert "| against default | step |" in text and "| mine | 1 | 20.0 % | 20.0 % |" in text and "| -50.0 % (" in text
-    assert "are ratios to default as trained here" in text and "mine, most often mended against default: " in text
+    assert "are ratios to default, where both were" in text and "mine, most often mended against default: " in text
     assert "against ctc" not in text + (tmp_path / "report.html").read_text()
     monkeypatch.setattr(sys, "argv", [*command, "ctc"])
     with pytest.raises(SystemExit, match="--against ctc: .* has no such finished run .* it has default, mine"):

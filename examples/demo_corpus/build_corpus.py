@@ -32,6 +32,7 @@ sys.path.insert(0, str(HERE.parent))
 from build_tokenizer import FILES, build_tokenizer
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 SPLITS = {"train": "sentences.txt", "heldout": "sentences_heldout.txt"}
 
@@ -164,7 +165,7 @@ def build_split(tts, name: str, sentences: list[str], out: Path, seed: int) -> f
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the script's own)")
+    parser.add_argument("--out", type=given_path, default=HERE, help="folder to write to (default: the script's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument(
         "--vocab_size", "--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)"

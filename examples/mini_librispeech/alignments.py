@@ -13,13 +13,14 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Share of segments aligned with a token of their own word.")
-    parser.add_argument("model", type=Path, help=".nemo file of a model with COMAT and forced labels")
-    parser.add_argument("manifest", type=Path, help="whose texts are aligned with its audio")
+    parser.add_argument("model", type=given_path, help=".nemo file of a model with COMAT and forced labels")
+    parser.add_argument("manifest", type=given_path, help="whose texts are aligned with its audio")
     parser.add_argument("--utterances", type=int, default=120, help="of it, the first ones (default: %(default)s)")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[], metavar="T", help="to try beside")
     return parser.parse_args()

@@ -3,6 +3,7 @@
 Every script that trains asks here, and so does run.py before it starts any of them.
 """
 
+import argparse
 import hashlib
 import json
 import re
@@ -20,8 +21,32 @@ import nemo_comat
 LAYER = re.compile(r"\bLAYER\b")
 HERE = Path(__file__).resolve().parent
 RECIPE = OmegaConf.load(HERE / "recipe.yaml")
+# 1,000 times a seed, and an epoch, is what random numbers are drawn from; NumPy takes 32 bits
+MOST_SEED = 4_000_000
 # where the data lie, by block of the model
 PLACES = {"train_ds": "manifest_filepath", "validation_ds": "manifest_filepath", "tokenizer": "dir"}
+
+
+def given_seed(text):
+    """The seed that an option names.
+
+    Raises:
+        ArgumentTypeError: it is none that each epoch can have a seed of its own from.
+    """
+    if not text.isdecimal() or int(text) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to {MOST_SEED:,}, got {text!r}")
+    return int(text)
+
+
+def run_name(text):
+    """The name that an option gives to a run: that of a folder.
+
+    Raises:
+        ArgumentTypeError: it is none, or a path, where report.py would not look.
+    """
+    if Path(text).name != text or text == "..":
+        raise argparse.ArgumentTypeError(f"a run's name is that of a folder in OUT, without a /; got {text!r}")
+    return text
 
 
 def run_folder(out, name, seed):

@@ -7,16 +7,16 @@ For each run: the median over dev batches of |weight · transfer gradient| / |CT
 """
 
 import argparse
-from pathlib import Path
 from statistics import median
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Compare the gradients of CTC and of the transfer.")
-    parser.add_argument("folders", nargs="+", type=Path, help="RUNS/NAME/seedN, of COMAT runs")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("folders", nargs="+", type=given_path, help="RUNS/NAME/seedN, of COMAT runs")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--batches", type=int, default=10, help="default: %(default)s")
     return parser.parse_args()
 

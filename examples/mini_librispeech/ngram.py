@@ -12,8 +12,8 @@ import argparse
 import json
 import shutil
 from copy import deepcopy
-from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -21,13 +21,13 @@ ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Score a finished run with an n-gram language model.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("folder", type=given_path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), help="weights to try on dev")
     parser.add_argument("--overwrite", action="store_true", help="replace a text or a result that is there already")
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--text", type=Path, help="write the training text in tokens to this file")
-    task.add_argument("--lm", type=Path, help="ARPA file of an n-gram model of that text")
+    task.add_argument("--text", type=given_path, help="write the training text in tokens to this file")
+    task.add_argument("--lm", type=given_path, help="ARPA file of an n-gram model of that text")
     return parser.parse_args()
 
 

@@ -44,6 +44,7 @@ sys.path.insert(0, str(HERE.parent))
 from build_tokenizer import FILES, build_tokenizer, read_texts
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 # suffixes of audio, beside which a folder may hold other files of an utterance
@@ -133,8 +134,8 @@ def rows_of_librispeech(folder):
     rows = []
     for transcripts in tqdm(sorted(folder.rglob("*.trans.txt")), desc=folder.name, unit="chapter"):
         # not splitlines, which parts a text at signs such as U+2028 too
-        for line in filter(None, transcripts.read_text(encoding="utf-8").split("\n")):
-            name, _, text = line.partition(" ")
+        for line in filter(str.strip, transcripts.read_text(encoding="utf-8").split("\n")):
+            name, text = [*line.split(maxsplit=1), ""][:2]
             beside = sorted(transcripts.parent.glob(f"{name}.*"))
             audio = next((file for file in beside if file.suffix.upper().lstrip(".") in FORMATS), None)
             if audio is None:
@@ -317,8 +318,8 @@ def speeds_of(text):
 
 def main():
     parser = argparse.ArgumentParser(description="Make manifests and a tokenizer for the recipe.")
-    parser.add_argument("sources", nargs="*", type=Path, help="folders or tarballs")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("sources", nargs="*", type=given_path, help="folders or tarballs")
+    parser.add_argument("--out", type=given_path, required=True, help="folder to write to")
     parser.add_argument("--download", action="store_true", help="fetch Mini LibriSpeech and test-clean first")
     for split, directory in SPLITS.items():
         parser.add_argument(f"--{split}", default=directory, help="LibriSpeech folder (default: %(default)s)")

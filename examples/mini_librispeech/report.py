@@ -3,9 +3,9 @@
     python examples/mini_librispeech/report.py [names ...] --out=RUNS [--data=DATA] [--seeds 1] [--against ctc]
 
 Reads what train.py and score.py left in RUNS/NAME/seed*/, compressed by gzip or not; writes report.md, report.json and
-dev_wer.svg into RUNS. These are written anew at each call, for RUNS grows with each run. --keep=results/SCALE copies
-what the table needs, no checkpoints, into a folder to commit. --html writes a page too, with transcripts to compare
-and, with --data, to hear.
+dev_wer.svg into RUNS, or into --to. These are written anew at each call, for RUNS grows with each run.
+--keep=results/SCALE copies what the table needs, no checkpoints, into a folder to commit. --html writes a page too,
+with transcripts to compare and, with --data, to hear.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from records import keep, read_runs, training_texts
 from word_errors import FREQUENCIES, errors, mended_and_broken, paired_interval, rate, word_shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report_page import Page, chart, load_matplotlib, manifest_audio, some
+from report_page import Page, chart, line_of, load_matplotlib, manifest_audio, some
 
 from nemo_comat.output import exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 BASELINES = ("ctc", "interctc")
 WORDS_SAY = "Of 100 test words so many came out right, and so many were added"
@@ -75,6 +76,8 @@ def summary(runs, times=None, against=BASELINES):
             "dev_wer": spread([rate(errors(seed["dev"])) for seed in seeds]),
             "step_seconds": median(times_of_steps) if times_of_steps else None,
             "peak_bytes": max(row["peak_bytes"] for seed in seeds for row in seed["history"]),
+            # of before, no run says its machine
+            "machines": sorted({seed["run"].get("machine", "") for seed in seeds}),
             "commits": sorted({seed["run"]["commit"] for seed in seeds}),
         }
         active = [row["train_active_fraction"] for s in seeds for row in s["history"] if "train_active_fraction" in row]
@@ -87,7 +90,7 @@ def summary(runs, times=None, against=BASELINES):
                 continue
             pair = [[seed["test"] for seed in runs[one] if seed["seed"] in both] for one in (name, base)]
             interval = paired_interval(*([errors(rows) for rows in side] for side in pair))
-            of["against"][base] = dict(zip(("change", "low", "high"), map(float, interval)), seeds=len(both))
+            of["against"][base] = dict(zip(("change", "low", "high"), interval), seeds=len(both))
             if base == against[0]:
                 of["mended"], of["broken"] = mended_and_broken(*pair)
     return found
@@ -100,12 +103,16 @@ def percent(numbers):
 
 
 def change_of(of, base):
-    """-4.2 % (-6.0 to -2.3); with the number of seeds that both have, where it is not all of the run's."""
-    if base not in of["against"]:
+    """-4.2 % (-6.0 to -2.3); with the number of seeds that both have, where it is not all of the run's.
+
+    Nothing where the other made no error, and no interval where there are too few.
+    """
+    change = of["against"].get(base)
+    if change is None or change["change"] is None:
         return ""
-    change = of["against"][base]
     fewer = f", {change['seeds']} of the seeds" if change["seeds"] < of["test_wer"]["seeds"] else ""
-    return f"{100 * change['change']:+.1f} % ({100 * change['low']:+.1f} to {100 * change['high']:+.1f}){fewer}"
+    bounds = "" if change["low"] is None else f" ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+    return f"{100 * change['change']:+.1f} %{bounds}{fewer}"
 
 
 def ratio(cost, base):
@@ -129,7 +136,8 @@ def table(found, against=BASELINES):
     rows = []
     for name, of in found.items():
         active = "" if of["active_fraction"] is None else f"{of['active_fraction']:.2f}"
-        costs = [ratio(of[key], base[key]) for key in ("step_seconds", "peak_bytes")]
+        alike = of["machines"] == base["machines"] and len(of["machines"]) == 1 and of["machines"] != [""]
+        costs = [ratio(of[key], base[key]) if alike else "" for key in ("step_seconds", "peak_bytes")]
         wers = [percent(of[key]) for key in ("dev_wer", "test_wer", "test_cer")]
         rows.append([name, of["test_wer"]["seeds"], *wers, *(change_of(of, b) for b in against), *costs, active])
     return rows
@@ -201,8 +209,8 @@ def build_page(found, runs, data=None, against=BASELINES):
     page.numbers([(f"test WER, {name}", percent(of["test_wer"])) for name, of in found.items()])
     notes = [part for part in explanation(runs) if part]
     page.table("Error rates and costs", head(against), table(found, against), notes)
-    trained = {name: seeds[0]["history"] for name, seeds in runs.items() if is_trained(seeds)}
-    curves = {name: [(row["step"], 100 * row["val_wer"]) for row in rows] for name, rows in trained.items()}
+    first = {name: seeds[0]["history"] for name, seeds in trained(runs).items()}
+    curves = {name: [(row["step"], 100 * row["val_wer"]) for row in rows] for name, rows in first.items()}
     if curves:
         page.picture(
             "Training",
@@ -230,22 +238,25 @@ def explanation(runs):
     every = [seed for seeds in runs.values() for seed in seeds]
     commits, devices = (", ".join(sorted({seed["run"][key] for seed in every})) for key in ("commit", "device"))
     test, steps = every[0]["test"], sorted({max(row["step"] for row in seed["history"]) for seed in every})
+    decoded = ", ".join(name for name in runs if name not in trained(runs))
+    fused = f", with a language model for {decoded}," * bool(decoded)
     sizes = dict.fromkeys(f"{seed['run']['encoder_parameters'] / 1e6:.1f}" for seed in every)
     return [
-        f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding of "
-        "the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, with the 95 % "
-        "interval of a paired bootstrap over utterances (10,000 draws of the seeds' mean errors; it says nothing of "
-        "other seeds). Step time (median, data loading included) and peak memory are ratios to "
-        f"{next(iter(runs))} as trained here; active is the mean share of rows in the transfer loss.",
+        f"Test: {len(test)} utterances, {sum(len(row['reference'].split()) for row in test)} words; greedy decoding"
+        f"{fused} of the checkpoint of lowest dev WER. ± is the standard deviation over seeds. Changes are relative, "
+        "with the 95 % interval of a paired bootstrap over utterances (10,000 draws of the seeds' mean errors; it says "
+        "nothing of other seeds). Step time (median, data loading included) and peak memory are ratios to "
+        f"{next(iter(runs))}, where both were trained on one kind of machine; active is the mean share of rows in the "
+        "transfer loss.",
         "",
         f"Encoder of {' or '.join(sizes)} M parameters, {' or '.join(map(str, steps))} steps; {devices}; commit "
         f"{commits}.",
     ]
 
 
-def is_trained(seeds):
-    """Whether a run's history is of what was scored; that of ngram.py is of the run that it decoded otherwise."""
-    return all("language_model" not in seed["run"] for seed in seeds)
+def trained(runs):
+    """Those of the runs whose history is of what was scored; ngram.py's is of the run that it decoded otherwise."""
+    return {name: seeds for name, seeds in runs.items() if all("language_model" not in seed["run"] for seed in seeds)}
 
 
 def dev_chart(runs, file):
@@ -256,9 +267,10 @@ def dev_chart(runs, file):
     for number, (name, seeds) in enumerate(runs.items()):
         curves = [{row["step"]: 100 * row["val_wer"] for row in seed["history"]} for seed in seeds]
         steps = sorted(set.intersection(*map(set, curves)))
-        axes.plot(steps, [mean(curve[step] for curve in curves) for step in steps], color=f"C{number}", label=name)
+        means = [mean(curve[step] for curve in curves) for step in steps]
+        axes.plot(steps, means, label=name, **line_of(number))
         for curve in curves:
-            axes.plot(curve.keys(), curve.values(), color=f"C{number}", linewidth=0.6, alpha=0.5)
+            axes.plot(curve.keys(), curve.values(), linewidth=0.6, alpha=0.5, **line_of(number))
     axes.set(xlabel="steps", ylabel="dev WER, %", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -268,13 +280,14 @@ def dev_chart(runs, file):
         figure.savefig(file, metadata={"Date": None})
 
 
-def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
+def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES, to=None):
     """Writes report.md, report.json, dev_wer.svg and, if it is asked for, a page; returns the Markdown.
 
     Args:
         out: folder of all runs. names: those to compare, all by default. data: folder whose train.json tells the
             training words, and whose test.json where the audio is, or None. html: path of the page, or None.
         seeds: numbers of those to compare, all by default. against: names of runs that the others are compared with.
+        to: folder to write to, by default out.
     Raises:
         ValueError: no run is finished and scored, or none that is named in against where that is not the default; or
             the runs were scored on different test sets.
@@ -293,12 +306,11 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
     text = markdown(found, runs, against)
     numbers = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("report.md", text), ("report.json", numbers)):
-        with written_beside(out / name) as file:
+        with written_beside((to or out) / name) as file:
             file.write_text(content, encoding="utf-8")
-    trained = {name: seeds for name, seeds in runs.items() if is_trained(seeds)}
-    if trained:
-        with written_beside(out / "dev_wer.svg") as file:
-            dev_chart(trained, file)
+    if trained(runs):
+        with written_beside((to or out) / "dev_wer.svg") as file:
+            dev_chart(trained(runs), file)
     if html is not None:
         build_page(found, runs, data, against).write(html)
     return text
@@ -307,19 +319,20 @@ def report(out, names=(), data=None, html=None, seeds=(), against=BASELINES):
 def main():
     parser = argparse.ArgumentParser(description="Compare the runs of the recipe.")
     parser.add_argument("names", nargs="*", help="runs to compare (default: all)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--out", type=given_path, required=True, help="folder of all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds to compare (default: all)")
     parser.add_argument(
         "--against", nargs="+", default=BASELINES, metavar="NAME", help="runs that the others are compared with"
     )
-    parser.add_argument("--data", type=Path, help="folder that prepare.py wrote: tells how often training has a word")
-    parser.add_argument("--keep", type=Path, help="folder that gets the runs' records, to commit")
-    parser.add_argument("--html", type=Path, help="page to write; as report.md, it is written anew at each call")
+    parser.add_argument("--data", type=given_path, help="that prepare.py wrote: tells how often training has a word")
+    parser.add_argument("--to", type=given_path, metavar="FOLDER", help="folder to write to (default: OUT)")
+    parser.add_argument("--keep", type=given_path, help="folder that gets the runs' records, to commit")
+    parser.add_argument("--html", type=given_path, help="page to write; as report.md, it is written anew at each call")
     args = parser.parse_args()
     with exit_in_one_sentence(ValueError, ImportError, RuntimeError):  # of audio that cannot be read, too
         if args.keep is not None:
             keep(args.out, args.names, args.keep, args.seeds)
-        print(report(args.out, args.names, args.data, args.html, args.seeds, args.against))
+        print(report(args.out, args.names, args.data, args.html, args.seeds, args.against, args.to))
 
 
 if __name__ == "__main__":

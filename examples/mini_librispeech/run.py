@@ -15,15 +15,15 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
-from arms import HERE, RECIPE, recorded, run_folder, settings
+from arms import HERE, RECIPE, given_seed, recorded, run_folder, settings
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from report import load_matplotlib, report
 from tqdm import tqdm
 
 from nemo_comat.output import exit_in_one_sentence
+from nemo_comat.paths import given_path
 
 # by prepare.py
 WRITTEN = ("train.json", "dev.json", "test.json", "tokenizer")
@@ -140,13 +140,13 @@ def stop_as_ctrl_c():
 
 def main():
     parser = argparse.ArgumentParser(description="Train, score and compare the recipe's arms.")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--out", type=given_path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
     parser.add_argument("--arms", nargs="+", choices=list(RECIPE.arms), default=list(RECIPE.arms), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="default: 1 2")
+    parser.add_argument("--seeds", nargs="+", type=given_seed, default=[1, 2], help="default: 1 2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed all arms begin with")
+    parser.add_argument("--start", type=given_path, help="RUNS/NAME whose weights of the same seed all arms begin with")
     parser.add_argument("--overrides", nargs="+", default=[], help="Hydra overrides for every arm")
     args = parser.parse_args()
     args.arms, args.seeds = list(dict.fromkeys(args.arms)), list(dict.fromkeys(args.seeds))

@@ -11,13 +11,14 @@ import json
 import sys
 from pathlib import Path
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Transcribe dev and test with a finished run.")
-    parser.add_argument("folder", type=Path, help="RUNS/NAME/seedN")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("folder", type=given_path, help="RUNS/NAME/seedN")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--splits", nargs="+", default=["dev", "test"], help="default: dev test")
     return parser.parse_args()
 

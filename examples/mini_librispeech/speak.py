@@ -26,6 +26,7 @@ from build_corpus import load_tts, synthesise, write_opus
 from build_tokenizer import read_texts
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
+from nemo_comat.paths import given_path
 
 WORDS = (4, 12)
 SPEED_RANGE = (0.65, 0.85)  # of the voice's own pace, about 4 words a second
@@ -101,8 +102,8 @@ def minutes_of(text):
 
 def main():
     parser = argparse.ArgumentParser(description="Let a synthetic voice read the transcripts of NeMo manifests.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with SPLIT.json manifests")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--data", type=given_path, required=True, help="folder with SPLIT.json manifests")
+    parser.add_argument("--out", type=given_path, required=True, help="folder to write to")
     parser.add_argument("--minutes", type=minutes_of, default="train:120,dev:12,test:30", help="default: %(default)s")
     parser.add_argument("--words", type=int, help="keep to so many words, the most frequent of train (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")

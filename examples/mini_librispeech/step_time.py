@@ -10,17 +10,17 @@ import argparse
 import time
 from contextlib import contextmanager
 from itertools import chain, repeat
-from pathlib import Path
 from statistics import median
 
 from arms import RECIPE, arm_config
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Say where the time of a training step goes.")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--scale", choices=list(RECIPE.scales), default="cpu_real", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="steps of each precision (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.encoder.d_model=176")

@@ -18,23 +18,23 @@ import socket
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
-from arms import HERE, RECIPE, recorded, run_folder, settings
+from arms import HERE, RECIPE, given_seed, recorded, run_folder, run_name, settings
 
+from nemo_comat.paths import given_path
 from nemo_comat.waiting import announce_nemo
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Train one arm of the recipe with one seed.")
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data", type=given_path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--out", type=given_path, required=True, help="folder of all runs")
     parser.add_argument("--scale", choices=list(RECIPE.scales), default="gpu", help="default: %(default)s")
     parser.add_argument("--arm", choices=list(RECIPE.arms), required=True, help="of recipe.yaml")
-    parser.add_argument("--name", help="the run's folder in OUT (default: the arm)")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and data order (default: %(default)s)")
-    parser.add_argument("--start", type=Path, help="RUNS/NAME whose weights of the same seed are begun with")
+    parser.add_argument("--name", type=run_name, help="the run's folder in OUT (default: the arm)")
+    parser.add_argument("--seed", type=given_seed, default=1, help="of weights and data order (default: %(default)s)")
+    parser.add_argument("--start", type=given_path, help="RUNS/NAME whose weights of the same seed are begun with")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as model.comat.weight=1")
     return parser.parse_intermixed_args()
 
@@ -57,9 +57,9 @@ sys.path.insert(0, str(HERE.parent))
 from speech_to_text_comat import build
 
 from nemo_comat import ConfigError, TeacherError
-from nemo_comat.commit import commit_here
 from nemo_comat.models.manifest import ManifestError
 from nemo_comat.output import exit_in_one_sentence, written_beside
+from nemo_comat.provenance import commit_here, processor_name
 
 LOGGED = (
     "val_wer",
@@ -135,7 +135,8 @@ def surroundings(accelerator):
     return {
         "commit": commit_here(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "machine": torch.cuda.get_device_name() if gpu else processor_name(),
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}",
     }
 
 

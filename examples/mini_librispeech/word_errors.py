@@ -8,6 +8,8 @@ from kaldialign import align, edit_distance
 GAP = "<gap>"
 # a training word belongs to the last of these that it comes as often as
 FREQUENCIES = (0, 1, 5, 20, 100)
+# draws of the bootstrap at a time
+PART = 500
 
 
 def errors(rows, units=str.split):
@@ -28,14 +30,21 @@ def paired_interval(ours, theirs, draws=10000, seed=0):
         ours, theirs: lists over seeds of [utterances, 2] counts of the same utterances.
         draws: resamples. seed: of the resampling.
     Returns:
-        (change, low, high); -0.1 is ten percent fewer errors. The seeds' mean counts are resampled: the interval speaks
-        of other utterances, not of other seeds.
+        (change, low, high), float; -0.1 is ten percent fewer errors. The seeds' mean counts are resampled: the interval
+        speaks of other utterances, not of other seeds. low and high are None where theirs are too few errors or
+        utterances for one, and change is None where theirs is no error.
     Source: Bisani and Ney, ICASSP 2004.
     """
     a, b = (np.mean([counts[:, 0] for counts in side], axis=0) for side in (ours, theirs))
-    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
-    changes = a[picks].sum(1) / np.maximum(b[picks].sum(1), 1e-9) - 1
-    return (a.sum() / b.sum() - 1, *np.quantile(changes, (0.025, 0.975)))
+    if not b.sum():
+        return None, None, None
+    change, generator = float(a.sum() / b.sum() - 1), np.random.default_rng(seed)
+    # a part of the draws at a time, for all of them at once may not fit into memory
+    parts = (generator.integers(0, len(a), (min(PART, draws - done), len(a))) for done in range(0, draws, PART))
+    sums = np.concatenate([np.stack((a[picks].sum(1), b[picks].sum(1))) for picks in parts], 1)
+    if len(a) < 2 or not sums[1].all():
+        return change, None, None
+    return change, *map(float, np.quantile(sums[0] / sums[1] - 1, (0.025, 0.975)))
 
 
 def aligned(rows):

@@ -1,9 +1,11 @@
-"""The commit that measurements are of."""
+"""Where measurements come from: the commit that was run, and the processor that ran it."""
 
+import platform
 import subprocess
 from pathlib import Path
 
 CLONE = Path(__file__).resolve().parents[1]
+PROCESSORS = Path("/proc/cpuinfo")
 
 
 def commit_here() -> str:
@@ -23,3 +25,18 @@ def commit_here() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def processor_name() -> str:
+    """The processor's name as Linux gives it, or else as Python does; "unknown" where neither knows it.
+
+    Examples:
+        >>> processor_name() != ""
+        True
+    """
+    try:
+        lines = PROCESSORS.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.processor() or "unknown")

@@ -1,5 +1,6 @@
 """The recipe's arms and the settings of a run."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import arms
 import pytest
+import run
 import train
 from recipe import RECIPE
 
@@ -72,6 +74,45 @@ def test_a_run_goes_on_where_its_data_were_moved(data, tmp_path):
     assert arms.recorded(run_folder, arms.settings("ctc", 1, there, run_folder, "cpu")[1]) == before
     with pytest.raises(ValueError, match="holds a run of other settings"):
         arms.recorded(run_folder, arms.settings("ctc", 1, there, run_folder, "cpu", ["trainer.max_epochs=3"])[1])
+
+
+def test_a_run_goes_on_where_what_it_began_with_was_moved(data, tmp_path):
+    def begun(name, content):
+        folder = tmp_path / name / "ctc" / "seed1"
+        (folder / "nemo" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text('{"finished": true}')
+        (folder / "nemo" / "checkpoints" / "a.nemo").write_bytes(content)
+        return arms.settings("ctc", 1, data, tmp_path, "cpu", start=folder.parent)[1]
+
+    before = begun("old", b"weights")
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    assert arms.recorded(tmp_path, begun("new", b"weights")) == before
+    for other in (begun("new", b"others"), arms.settings("ctc", 1, data, tmp_path, "cpu")[1]):
+        with pytest.raises(ValueError, match="holds a run of other settings"):
+            arms.recorded(tmp_path, other)
+    # a run of before has the place alone
+    del before["start"]
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    assert arms.recorded(tmp_path, begun("old", b"others")) == before
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        arms.recorded(tmp_path, begun("new", b"weights"))
+
+
+@pytest.mark.parametrize("text", ["-1", "4000001", "1.5", "20240101", "one", ""])
+def test_a_seed_whose_epochs_would_have_none_is_refused(text, capsys, monkeypatch):
+    assert arms.given_seed("0") == 0 and arms.given_seed("4000000") == arms.MOST_SEED
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data=a", "--out=b", "--seeds", "1", text])
+    with pytest.raises(SystemExit):
+        run.main()
+    said = capsys.readouterr().err
+    assert f"a seed is a whole number from 0 to 4,000,000, got {text!r}" in said or text == "-1"
+
+
+@pytest.mark.parametrize("text", ["a/b", "..", "a/"])
+def test_a_name_that_report_would_not_find_is_refused(text):
+    assert arms.run_name("a b") == "a b"
+    with pytest.raises(argparse.ArgumentTypeError, match="a run's name is that of a folder in OUT"):
+        arms.run_name(text)
 
 
 def test_settings_are_compared_without_nemo():

@@ -202,7 +202,7 @@ def test_capitals_are_kept_or_refused_before_the_work(manifest, tmp_path, monkey
         (source / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in texts))
     monkeypatch.setattr(sys, "argv", [*command, "--vocab_size=50", "--decode"])
     word = rows[0]["text"].split()[0].title()
-    with pytest.raises(SystemExit, match=f"test has words that .* such as '{word}'; give --no_lower_case") as error:
+    with pytest.raises(SystemExit, match=f"test has words that .* as '{word}', .*; give --no_lower_case") as error:
         prepare.main()
     assert "\n" not in str(error.value) and not (tmp_path / "data" / "wav").exists()
     monkeypatch.setattr(sys, "argv", [*command, "--vocab_size=50", "--no_lower_case"])
@@ -212,11 +212,19 @@ def test_capitals_are_kept_or_refused_before_the_work(manifest, tmp_path, monkey
     assert references[0].istitle() and [tokenizer.decode(tokenizer.encode(text)) for text in references] == references
 
 
-def test_case_is_what_the_tokenizer_folds():
-    row = {"text": "über der brücke, 3 ελα"}
-    prepare.check_case({"train": [{"text": "A"}], "dev": [row, {"text": None}], "test": [row]})
-    with pytest.raises(prepare.PrepareError, match="dev .* such as 'straße'"):
-        prepare.check_case({"dev": [{"text": [{"str": "die straße", "lang": "de"}]}]})
+def test_spelling_is_what_the_tokenizer_gives_back():
+    row = {"text": "über  der brücke, 3 ελα"}
+    prepare.check_spelling({"train": [{"text": "A"}], "dev": [row, {"text": None}], "test": [row]})
+    prepare.check_spelling({"dev": [{"text": "Straße"}]}, lower_case=False)
+    spans = [{"str": "die Straße", "lang": "de"}]
+    for text, lower_case, message in [
+        (spans, True, "such as 'Straße', which becomes 'straße'; give --no_lower_case, or"),
+        ("a Cafe\N{COMBINING ACUTE ACCENT}", True, "becomes 'café'; give manifests that write them so"),
+        ("a Cafe\N{COMBINING ACUTE ACCENT}", False, "becomes 'Café'; give manifests that write them so"),
+        ("a\N{ZERO WIDTH SPACE}b", False, "becomes 'a b'; give manifests"),
+    ]:
+        with pytest.raises(prepare.PrepareError, match=f"^dev has words that the tokenizer .*{message}"):
+            prepare.check_spelling({"dev": [{"text": "so"}, {"text": text}]}, lower_case)
 
 
 def tarball(file, content):
@@ -281,6 +289,10 @@ def test_copies_at_other_speeds_are_made_once_of_training_alone(data, tmp_path, 
         for row, copy in zip(as_it_was, played):
             assert copy["text"] == row["text"] and copy["audio_filepath"] != row["audio_filepath"]
             assert copy["duration"] == pytest.approx(row["duration"] / speed, abs=1e-3)
+    # what was prepared is a source too: its copies are not copied
+    prepare.prepare([tmp_path], tmp_path / "again", vocab_size=40, wav=True, speeds=(0.9,))
+    again = prepare.rows_of_manifest(tmp_path / "again" / "train.json")
+    assert [row.get("speed") for row in again] == [None] * number["train"] + [0.9] * number["train"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "wav").rglob("*.wav")}
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
     prepare.main()

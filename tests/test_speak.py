@@ -21,6 +21,12 @@ def test_speech_can_keep_to_the_frequent_words(tmp_path):
     (tmp_path / "train.json").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = speak.frequent_words(tmp_path / "train.json", 2)
     assert words == {"a", "b"}
+    # copies at another speed add nothing
+    copies = [json.dumps({"text": "c c c c c c", "speed": 0.9}), json.dumps({"text": None})]
+    with open(tmp_path / "train.json", "a") as manifest:
+        manifest.write("\n".join(copies) + "\n")
+    assert speak.frequent_words(tmp_path / "train.json", 2) == words
+    assert speak.transcripts(tmp_path / "train.json") == texts
     assert speak.stretches(texts[0], words) == ["a b a b a", "a b b a"]
     assert speak.stretches(texts[0], None) == texts[:1]
     pieces = speak.read_pieces(tmp_path / "train.json", np.random.default_rng(0), words)

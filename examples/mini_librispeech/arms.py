@@ -115,7 +115,13 @@ def settings(arm, seed, data, folder, scale, extra=(), start=None):
         "overrides": [o for o in overrides if "manifest_filepath" not in o and "explicit_log_dir" not in o],
         "model": OmegaConf.to_container(cfg.model, resolve=True),
         "data": digests(data),
+        **({} if checkpoint is None else {"start": digest(checkpoint.read_bytes())}),
     }
+
+
+def digest(content):
+    """Sixteen letters that tell bytes from others."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def digests(data):
@@ -127,7 +133,7 @@ def digests(data):
         found[name] = json.dumps(rows).encode()
     tokenizer = data / "tokenizer" / "tokenizer.model"
     found[tokenizer.name] = tokenizer.read_bytes() if tokenizer.is_file() else b""
-    return {name: hashlib.blake2b(content, digest_size=8).hexdigest() for name, content in found.items()}
+    return {name: digest(content) for name, content in found.items()}
 
 
 def recorded(folder, asked):
@@ -140,7 +146,9 @@ def recorded(folder, asked):
     """
     file = folder / "run.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    if before and _compared(before) != _compared(asked | {"data": asked["data"] if "data" in before else None}):
+    # runs of before recorded fewer digests
+    known = {key: asked.get(key) if key in before else None for key in ("data", "start")}
+    if before and _compared(before) != _compared(asked | known):
         # imports PyTorch, which whoever only compares can do without
         raise nemo_comat.ConfigError(
             f"{folder} holds a run of other settings, or on other data; give another --name or --out, or remove it."
@@ -149,11 +157,13 @@ def recorded(folder, asked):
 
 
 def _compared(run):
-    """What two runs of the same settings have in common; where the data lie is none where their digests are there."""
-    data, model, overrides = run.get("data"), run.get("model"), run.get("overrides")
+    """What two runs of the same settings have in common; where files lie is none of it if digests tell them."""
+    data, start, model, overrides = (run.get(key) for key in ("data", "start", "model", "overrides"))
+    if start:
+        overrides = [o for o in overrides if not o.startswith("++init_from_nemo_model=")]
     if data:
         model = dict(model)
         for block, place in PLACES.items():
             model[block] = {key: value for key, value in model[block].items() if key != place}
         overrides = [o for o in overrides if not o.startswith("model.tokenizer.dir=")]
-    return data, model, overrides
+    return data, start, model, overrides

@@ -17,6 +17,7 @@ replaced with --overwrite alone.
 """
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -28,7 +29,6 @@ import socket
 import sys
 import tarfile
 import tempfile
-import unicodedata
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +173,14 @@ def seconds_of(row):
     return soundfile.info(audio).duration - (row.get("offset") or 0)
 
 
+def own_rows(rows):
+    """The rows without copies at other speeds, where a source is what was prepared before."""
+    own = [row for row in rows if "speed" not in row]
+    if len(own) < len(rows):
+        print(f"train: {len(rows) - len(own)} rows are copies at another speed of what is there: left out")
+    return own
+
+
 def part_of(rows, hours):
     """Rows of about so many hours, drawn at random with a fixed seed and in their order; all where there are fewer."""
     left, kept = hours * 3600, set()
@@ -237,25 +245,42 @@ def decode_file(source, folder):
     return file
 
 
-def check_case(rows):
-    """Looks before the work for what a lower-case tokenizer cannot give back, which would count as errors.
+def check_spelling(rows, lower_case=True):
+    """Looks before the work for words that the tokenizer cannot give back, which would count as errors.
+
+    These are capitals, for a tokenizer of lower case, and for each what Unicode has several spellings of: letters with
+    an accent of their own, ligatures, fractions.
 
     Args:
-        rows: by split.
+        rows: by split. lower_case: as of `build_tokenizer`.
     Raises:
-        PrepareError: a text of dev or test has capitals, or letters that case folding changes, such as ß.
+        PrepareError: a text of dev or test has such a word.
     """
     from nemo_comat.models.reference import manifest_text
 
-    for split in ("dev", "test"):
-        for row in rows.get(split, ()):
-            text = unicodedata.normalize("NFKC", manifest_text([row["text"]]))
-            if text != text.casefold():
-                word = next(word for word in text.split() if word != word.casefold())
-                raise PrepareError(
-                    f"{split} has words that a lower-case tokenizer writes otherwise, such as {word!r}; give "
-                    "--no_lower_case, or manifests in lower case."
-                )
+    texts = [(split, manifest_text([row["text"]])) for split in ("dev", "test") for row in rows.get(split, ())]
+    for split, text in texts:
+        if respelt(text, lower_case) == text.split():
+            continue
+        word = next(word for word in text.split() if respelt(word, lower_case) != [word])
+        helps = "give --no_lower_case, or manifests in lower case" * (respelt(text, False) == text.split())
+        raise PrepareError(
+            f"{split} has words that the tokenizer writes otherwise, such as {word!r}, which becomes "
+            f"{' '.join(respelt(word, lower_case))!r}; {helps or 'give manifests that write them so'}."
+        )
+
+
+@functools.cache
+def normalizer(lower_case):
+    """SentencePiece's rules, as `build_tokenizer` has NeMo give them to a tokenizer."""
+    from sentencepiece import SentencePieceNormalizer
+
+    return SentencePieceNormalizer(rule_name="nmt_nfkc_cf" if lower_case else "nmt_nfkc")
+
+
+def respelt(text, lower_case):
+    """A text's words as a tokenizer gives them back."""
+    return normalizer(lower_case).normalize(text).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").split()
 
 
 def written(out, splits):
@@ -282,7 +307,7 @@ def prepare(
         speeds: of copies of the training audio beside it, with wav alone.
         overwrite: True where what is there already may be replaced. lower_case: as of `build_tokenizer`.
     Raises:
-        PrepareError: a source is missing or damaged, lacks a split, or has capitals that lower_case would lose.
+        PrepareError: a source is missing or damaged, lacks a split, or has words that the tokenizer writes otherwise.
         ManifestError, ValueError: a manifest cannot be used.
         OutputError: what would be written is read, or is there already.
     """
@@ -290,8 +315,8 @@ def prepare(
     check_outputs(written(out, directories), inputs=[*sources, *read], overwrite=overwrite)
     folders = [unpack(source, out) for source in sources]
     rows = {split: find_rows(folders, split, directory) for split, directory in directories.items()}
-    if lower_case:
-        check_case(rows)
+    check_spelling(rows, lower_case)
+    rows["train"] = own_rows(rows["train"])
     if hours is not None:
         rows["train"] = part_of(rows["train"], hours)
     if wav:
@@ -352,7 +377,8 @@ def main():
             lower_case=not args.no_lower_case,
         )
     for split, split_rows in rows.items():
-        hours = sum(map(seconds_of, split_rows)) / 3600
+        with exit_in_one_sentence(RuntimeError):  # of audio that cannot be read, whose length no manifest says
+            hours = sum(map(seconds_of, split_rows)) / 3600
         words = sum(len(str(row["text"] or "").split()) for row in split_rows)
         print(f"{split}: {len(split_rows)} utterances, {words} words, {hours:.2f} h")
     print(f"written: {args.out}; train with --data={args.out}")

@@ -23,10 +23,10 @@ from tqdm import tqdm
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "demo_corpus")]
 from build_corpus import load_tts, synthesise, write_opus
-from build_tokenizer import read_texts
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
 from nemo_comat.paths import given_path
+from nemo_comat.waiting import announce_nemo
 
 WORDS = (4, 12)
 SPEED_RANGE = (0.65, 0.85)  # of the voice's own pace, about 4 words a second
@@ -42,9 +42,18 @@ def cut(text, rng):
     return pieces
 
 
+def transcripts(manifest):
+    """A manifest's transcripts; copies at other speeds, which prepare.py adds to train, say nothing new."""
+    announce_nemo()
+    from nemo_comat.models.rows import read_objects, read_texts
+
+    rows = zip(read_objects(manifest), read_texts(manifest), strict=True)
+    return [text for (_, row), text in rows if text and "speed" not in row]
+
+
 def frequent_words(manifest, most):
     """Set of the `most` words that are most frequent in a manifest's transcripts."""
-    counts = Counter(word for text in read_texts([manifest]) for word in text.split())
+    counts = Counter(word for text in transcripts(manifest) for word in text.split())
     return {word for word, _ in counts.most_common(most)}
 
 
@@ -58,7 +67,7 @@ def stretches(text, words):
 
 def read_pieces(manifest, rng, words=None):
     """All different pieces of a manifest's transcripts, in random order; words: a set to keep to, or None."""
-    parts = (part for text in read_texts([manifest]) for part in stretches(text, words))
+    parts = (part for text in transcripts(manifest) for part in stretches(text, words))
     pieces = list(dict.fromkeys(piece for part in parts for piece in cut(part, rng)))
     rng.shuffle(pieces)
     return pieces

@@ -15,11 +15,14 @@ and on a CPU mas_avx2.cpp, one thread of C++ as yardstick for the cpu backend.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
+from align_chart import chart
 from align_measure import bench
-from align_report import chart, require_right, table
+from align_report import require_right, table
+from arguments import shape_of, times
 from machine import line_of, the_device, where
 
 from nemo_comat.output import check_outputs, exit_in_one_sentence, written_beside
@@ -28,20 +31,14 @@ from nemo_comat.paths import given_path
 SHAPES = ((16, 60, 30), (32, 200, 60), (64, 800, 200), (16, 2000, 400), (32, 4096, 1024), (256, 4096, 1024))
 
 
-def shape_of(text):
-    numbers = tuple(int(n) for n in text.split(","))
-    if len(numbers) != 3 or min(numbers) < 1 or numbers[1] < numbers[2]:
-        raise argparse.ArgumentTypeError(f"a shape is B,S,N with S >= N >= 1, such as 64,800,200; got {text!r}")
-    return numbers
-
-
 def read_options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, metavar="B,S,N")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    shape = partial(shape_of, axes="B,S,N with S >= N >= 1", right=lambda _, segments, tokens: segments >= tokens)
+    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="B,S,N")
+    parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--layout", choices=["text", "frames"], default="text", help="the innermost axis of the scores")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each contestant is measured")
+    parser.add_argument("--rounds", type=times, default=7, help="times that each contestant is measured")
     parser.add_argument("--out", type=given_path, default=Path("bench_align"), help="for align.json and align.svg")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     return parser.parse_args(arguments)

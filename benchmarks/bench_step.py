@@ -57,8 +57,7 @@ from nemo_comat.output import check_outputs, exit_in_one_sentence, written_besid
 def main(arguments=None):
     """Measures, prints the tables, writes step.json and returns what is in it, also where it ends early."""
     options = read_options(arguments)
-    with exit_in_one_sentence(RuntimeError):  # of a device that is not there
-        options.device = the_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.device = the_device(options.device)
     options.steps = options.steps or (4 if options.device.type == "cuda" else 1)
     with exit_in_one_sentence():
         check_outputs([options.out / "step.json"], overwrite=options.overwrite)

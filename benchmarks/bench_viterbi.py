@@ -18,6 +18,7 @@ import torch
 from align_contestants import Contestant, captured
 from align_measure import judge, measure, rows_of
 from align_report import require_right, table
+from arguments import shape_of, times
 from machine import line_of, the_device, where
 
 from nemo_comat.compress.viterbi import ctc_viterbi, state_labels
@@ -28,12 +29,9 @@ from nemo_comat.paths import given_path
 SHAPES = ((16, 200, 40, 129), (32, 400, 80, 129), (32, 400, 80, 1025), (64, 800, 200, 1025))
 
 
-def shape_of(text):
-    """The numbers of B,T,U,V; a reference of U different tokens must fit into T frames and have V - 1 pieces."""
-    numbers = tuple(int(n) for n in text.split(","))
-    if len(numbers) != 4 or min(numbers) < 1 or numbers[1] < numbers[2] or numbers[3] < 3:
-        raise argparse.ArgumentTypeError(f"a shape is B,T,U,V with T >= U >= 1 and V >= 3, got {text!r}")
-    return numbers
+def fits(batch, frames, tokens, vocab):
+    """Whether a reference of so many tokens, no two the same in a row, goes into the frames and the vocabulary."""
+    return frames >= tokens and vocab >= 3
 
 
 def random_inputs(shape, device, dtype, count=4):
@@ -127,10 +125,11 @@ def bench(shape, device, dtype, rounds):
 
 def read_options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, metavar="B,T,U,V")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    shape = partial(shape_of, axes="B,T,U,V with T >= U >= 1 and V >= 3", right=fits)
+    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="B,T,U,V")
+    parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each contestant is measured")
+    parser.add_argument("--rounds", type=times, default=7, help="times that each contestant is measured")
     parser.add_argument("--out", type=given_path, default=Path("bench_viterbi"), help="folder for viterbi.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another measurement there")
     return parser.parse_args(arguments)

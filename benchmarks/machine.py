@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import nemo_comat
+from nemo_comat.output import one_sentence
 from nemo_comat.provenance import commit_here, processor_name
 
 
@@ -63,12 +64,23 @@ def line_of(place):
 
 
 def the_device(name):
-    """The torch.device of a name, "cuda" being the current GPU; one that is named becomes the current one."""
-    device = torch.device(name)
-    if device.type == "cuda":
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        torch.cuda.set_device(device)  # events and graphs are of the current one's stream
+    """The torch.device of a name, "cuda" being the current GPU; one that is named becomes the current one.
+
+    Args:
+        name: str, or None for the GPU where there is one.
+    Raises:
+        SystemExit: there is no such device, or it is neither a CPU nor one of CUDA.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda":
+            if device.index is None:
+                device = torch.device("cuda", torch.cuda.current_device())
+            torch.cuda.set_device(device)  # events and graphs are of the current one's stream
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        raise SystemExit(f"--device {name} cannot be had ({one_sentence(error)}); give cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SystemExit(f"--device {name} cannot be timed here; give cpu, cuda or cuda:N.")
     return device
 
 

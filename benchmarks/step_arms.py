@@ -166,9 +166,16 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def as_read(arm, batch):
+    """A batch as an arm reads it: with its rows twice, where the arm stands beside those of two views."""
+    if not arm.rows_twice:
+        return batch
+    return tuple(part.pin_memory() if batch[0].is_pinned() else part for part in two_views(batch))
+
+
 def train_step(arm, batch, device, precision):
-    """One step, as Lightning takes it."""
-    batch = arm.model.transfer_batch_to_device(two_views(batch) if arm.rows_twice else batch, device, 0)
+    """One step, as Lightning takes it, of a batch of `as_read`."""
+    batch = arm.model.transfer_batch_to_device(batch, device, 0)
     with autocast(device, precision):
         loss = arm.model.training_step(batch, 0)["loss"]
     arm.optimizer.zero_grad()

@@ -13,7 +13,7 @@ import torch
 from machine import clock, resident
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.collections.common.tokenizers import SentencePieceTokenizer
-from step_arms import Setting, autocast, configs_of_arms, make_arm, make_trainer, model_config, train_step
+from step_arms import Setting, as_read, autocast, configs_of_arms, make_arm, make_trainer, model_config, train_step
 from step_data import make_batches
 from step_inference import bench_inference, restored
 from step_parts import sweep, time_parts
@@ -91,7 +91,7 @@ def make_ready(name, cfg, trainer, batch, device, precision):
     """An arm that has taken a step of the longest batch: compiled, with its teacher, and the memory that it holds."""
     before = allocated(device)
     arm = make_arm(name, cfg, trainer, device)
-    train_step(arm, batch, device, precision)
+    train_step(arm, as_read(arm, batch), device, precision)
     arm.optimizer.zero_grad()
     arm.held_bytes = allocated(device) - before
     return arm
@@ -99,7 +99,7 @@ def make_ready(name, cfg, trainer, batch, device, precision):
 
 def take_turn(arm, batches, device, precision):
     """Measures an arm's steps on some batches in a row: time, memory, active rows."""
-    turns, before = iter(batches), allocated(device)
+    turns, before = iter([as_read(arm, batch) for batch in batches]), allocated(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = clock(device, lambda: train_step(arm, next(turns), device, precision), len(batches))
@@ -158,6 +158,7 @@ def cpu_growth(options, setting, name, cfg):
     arm = make_arm(name, cfg, make_trainer(options.device), options.device)
     options.rounds, options.steps = 2, 1
     batches = make_batches(options, setting, arm.model.tokenizer, sample_rate=16000)
+    batches = [as_read(arm, batch) for batch in batches]
     Path("/proc/self/clear_refs").write_text("5")  # largest = present
     before = resident("VmRSS")
     for batch in batches:

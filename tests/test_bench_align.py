@@ -113,4 +113,4 @@ def test_a_wrong_answer_of_ours_ends_with_an_error(tmp_path, field):
 def test_a_shape_that_cannot_be_aligned_is_refused(shape, capsys):
     with pytest.raises(SystemExit):
         bench_align.read_options(["--shapes", shape])
-    assert "a shape is B,S,N with S >= N >= 1, such as 64,800,200" in capsys.readouterr().err
+    assert "a shape is B,S,N with S >= N >= 1, got" in capsys.readouterr().err

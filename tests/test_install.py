@@ -22,12 +22,12 @@ def pins(name):
     return {(one.name.lower().replace("_", "-"), str(one.specifier).removeprefix("==")) for one in found}
 
 
-def wheel(path, tags):
-    """Writes a wheel of the empty package `thing`, version 1.0, whose file WHEEL names the tags."""
-    info = "thing-1.0.dist-info"
+def wheel(path, tags, version="1.0"):
+    """Writes a wheel of the empty package `thing`, whose file WHEEL names the tags."""
+    info = f"thing-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("thing.py", "")
-        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: thing\nVersion: {version}\n")
         file.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {tags}\n")
         file.writestr(f"{info}/RECORD", "")
 
@@ -53,14 +53,16 @@ def test_uv_looks_where_pip_does(tmp_path):
         text=True,
         check=True,
     )
-    found = install.uv_environment(install.pip_settings(listing.stdout, "unused"), {"UV_TORCH_BACKEND": "cpu"})
+    settings = install.pip_settings(listing.stdout, "unused")
+    both = install.constraints(settings, {"UV_CONSTRAINT": "/d.txt"})
+    assert both == ["--constraint", "/c.txt", "--constraint", "/d.txt"]
+    found = install.uv_environment(settings, {"UV_TORCH_BACKEND": "cpu"})
     wanted = {
         # uv asks the default last, and pip's main index has all files of a version
         "UV_INDEX": "https://one/simple https://two/simple",
         "UV_DEFAULT_INDEX": "https://three/simple",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_FIND_LINKS": "/a,/b",
-        "UV_CONSTRAINT": "/c.txt",
         "UV_TORCH_BACKEND": "cpu",
     }
     assert {key: found.get(key) for key in wanted} == wanted
@@ -105,6 +107,26 @@ def test_of_one_version_uv_takes_the_file_that_pip_takes(tmp_path):
     command = [sys.executable, "-m", "uv", "pip", "install", "--offline", "--target", str(tmp_path / "out"), "thing"]
     subprocess.run(command, env={**theirs, "UV_CACHE_DIR": str(tmp_path / "cache")}, check=True)
     assert f"Tag: {tag}" in (tmp_path / "out" / "thing-1.0.dist-info" / "WHEEL").read_text()
+
+
+def test_the_lock_does_not_hide_pips_own_constraints(tmp_path, monkeypatch):
+    for number in "12":
+        wheel(tmp_path / f"thing-{number}.0-py3-none-any.whl", "py3-none-any", f"{number}.0")
+    for name, text in (("of_pip", "thing<2"), ("lock", "other==1")):
+        (tmp_path / name).write_text(f"{text}\n")
+    pytest.importorskip("uv")
+    listing = f"global.constraint='{tmp_path}/of_pip'\nglobal.find-links='{tmp_path}'\nglobal.no-index='true'\n"
+    monkeypatch.setattr(install, "output", lambda command: listing)
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    succeeds = install.succeeds
+
+    def without_fetching_uv(command, **options):
+        return "--quiet" in command or succeeds(command, **options)
+
+    monkeypatch.setattr(install, "succeeds", without_fetching_uv)
+    arguments = ["--constraint", tmp_path / "lock", "--target", tmp_path / "out", "thing"]
+    assert install.by_uv(sys.executable, arguments)
+    assert (tmp_path / "out" / "thing-1.0.dist-info").is_dir()
 
 
 def test_what_python_may_not_write_later_is_compiled_at_once():

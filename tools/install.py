@@ -34,7 +34,6 @@ SETTINGS = {
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
     "no-index": "UV_NO_INDEX",
-    "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
     "cert": "SSL_CERT_FILE",
     "proxy": "ALL_PROXY",
@@ -74,13 +73,11 @@ def pip_settings(listing, main_index):
     Returns:
         dict, with an ``index-url`` always.
     """
-    found = {"index-url": {"global": main_index}}
-    for line in listing.splitlines():
-        key, _, value = line.partition("=")
-        section, _, name = key.rpartition(".")
-        if section in ("global", "install", ":env:"):
-            found.setdefault(name, {})[section] = str(ast.literal_eval(value))
-    return {name: by.get(":env:", by.get("install", by.get("global"))) for name, by in found.items()}
+    given = {key.rpartition(".")[::2]: value for key, _, value in (x.partition("=") for x in listing.splitlines())}
+    found = {"index-url": main_index}
+    for section in ("global", "install", ":env:"):
+        found.update({name: str(ast.literal_eval(value)) for (of, name), value in given.items() if of == section})
+    return found
 
 
 def uv_environment(settings, given):
@@ -110,6 +107,20 @@ def uv_environment(settings, given):
     if given.get("PYTHONDONTWRITEBYTECODE"):
         theirs["UV_COMPILE_BYTECODE"] = "1"
     return {**theirs, **given}
+
+
+def constraints(settings, given):
+    """Options that name the files of versions of pip's settings and of uv's environment.
+
+    uv reads its environment's only where the command names none.
+
+    Args:
+        settings: dict of `pip_settings`. given: the environment as it is.
+    Returns:
+        list of str.
+    """
+    files = f"{settings.get('constraint', '')} {given.get('UV_CONSTRAINT', '')}".split()
+    return [part for file in files for part in ("--constraint", file)]
 
 
 def interpreter(environment):
@@ -146,8 +157,9 @@ def by_uv(python, arguments):
     listed = output([python, "-m", "pip", "config", "list"])
     main_index = output([python, "-c", MAIN_INDEX]).strip()
     say(f"{WHAT}.")
-    command = [python, "-m", "uv", "pip", "install", "--python", python, *arguments]
-    if succeeds(command, env=uv_environment(pip_settings(listed, main_index), os.environ)):
+    settings = pip_settings(listed, main_index)
+    command = [python, "-m", "uv", "pip", "install", "--python", python, *arguments, *constraints(settings, os.environ)]
+    if succeeds(command, env=uv_environment(settings, os.environ)):
         return True
     say("uv did not bring it about, for the reason above; pip tries now, which takes several times as long.")
     return False

@@ -167,9 +167,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the demo corpus (audio, manifests, tokenizer).")
     parser.add_argument("--out", type=given_path, default=HERE, help="folder to write to (default: the script's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument(
-        "--vocab_size", "--vocab-size", type=int, default=32, help="tokenizer pieces (default: %(default)s)"
-    )
+    parser.add_argument("--vocab_size", type=int, default=32, help="tokenizer pieces (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus there, its *.ogg files included")
     return parser.parse_args()
 

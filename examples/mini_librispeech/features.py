@@ -22,7 +22,8 @@ def remembered(forward):
     kept = {}
 
     def key_of(row, length):
-        return hashlib.blake2b(row[: int(length)].contiguous().numpy(), digest_size=16).digest()
+        # as bytes: NumPy has no bfloat16
+        return hashlib.blake2b(row[: int(length)].contiguous().view(torch.uint8).numpy(), digest_size=16).digest()
 
     def remember(input_signal, length):
         keys = [key_of(row, n) for row, n in zip(input_signal.cpu(), length)]

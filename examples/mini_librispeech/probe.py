@@ -67,7 +67,7 @@ def collect(model, teachers, batches):
     """
     layers = {f"{number}": layer for number, layer in enumerate(model.encoder.layers)}
     speech, text, token_id, utterance = {n: [] for n in layers}, {n: [] for n in teachers}, [], []
-    first = next(iter(teachers.values()))
+    first, seen_before = next(iter(teachers.values())), 0
     for signal, signal_len, targets, target_len in tqdm(batches, unit="batch"):
         with captured(**layers) as seen:
             log_probs, frame_len, _ = model(input_signal=signal, input_signal_length=signal_len)
@@ -90,8 +90,8 @@ def collect(model, teachers, batches):
         for n in teachers:
             text[n].append(encoded[n].embeddings[inside])
         token_id.append(encoded[next(iter(teachers))].token_id[inside])
-        start = utterance[-1][-1] + 1 if utterance else 0
-        utterance.append((start + torch.arange(len(texts)))[:, None].expand_as(inside)[inside])
+        utterance.append((seen_before + torch.arange(len(texts)))[:, None].expand_as(inside)[inside])
+        seen_before += len(texts)
     joined = ({n: torch.cat(rows) for n, rows in side.items()} for side in (speech, text))
     return *joined, torch.cat(token_id), torch.cat(utterance)
 
@@ -123,7 +123,9 @@ def main():
         depth = Teacher(args.teacher).config.num_hidden_layers
         teachers = {layer: Teacher(args.teacher, layers=layer) for layer in range(depth + 1)}
         speech, text, token_id, utterance = collect(model, teachers, model._validation_dl)
-    fitted = utterance < 0.7 * (utterance[-1] + 1)
+    fitted = utterance < 0.7 * (utterance.max() + 1) if len(utterance) else utterance.bool()
+    if fitted.all():
+        raise SystemExit("dev has too few utterances whose tokens are all heard: some are fitted, and others tried.")
     for n, vectors in speech.items():
         for layer in teachers:
             cosine, mean, same = fit(vectors, text[layer], token_id, fitted)

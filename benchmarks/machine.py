@@ -71,16 +71,19 @@ def the_device(name):
     Raises:
         SystemExit: there is no such device, or it is neither a CPU nor one of CUDA.
     """
+    there = torch.cuda.device_count()
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda":
-            if device.index is None:
-                device = torch.device("cuda", torch.cuda.current_device())
-            torch.cuda.set_device(device)  # events and graphs are of the current one's stream
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
-        raise SystemExit(f"--device {name} cannot be had ({one_sentence(error)}); give cpu, cuda or cuda:N.") from None
+        device = torch.device(name or ("cuda" if there else "cpu"))
+    except RuntimeError as error:
+        raise SystemExit(f"--device {name} is none ({one_sentence(error)}); give cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise SystemExit(f"--device {name} is not here: PyTorch sees {there} GPUs; give another, or cpu.")
     if device.type not in ("cpu", "cuda"):
         raise SystemExit(f"--device {name} cannot be timed here; give cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(device)  # events and graphs are of the current one's stream
     return device
 
 

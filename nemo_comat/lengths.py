@@ -17,7 +17,8 @@ def length_mask(length: Tensor, size: int, *, device: torch.device | None = None
         >>> length_mask(torch.tensor([2, 0]), 3).tolist()
         [[True, True, False], [False, False, False]]
     """
-    length = length.to(device or length.device)
+    # as int64, for PyTorch compares no other unsigned integers with them
+    length = length.to(device or length.device, torch.int64)
     return torch.arange(size, device=length.device) < length[:, None]
 
 

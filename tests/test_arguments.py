@@ -9,10 +9,11 @@ import pytest
 
 @pytest.mark.parametrize("script", ["bench_align", "bench_viterbi"])
 @pytest.mark.parametrize(
-    "device, reason", [("nonsense", "cannot be had"), ("cuda:99", "cannot be had"), ("meta", "cannot be timed here")]
+    "device, reason",
+    [("nonsense", "is none"), ("cuda:99", "is not here: PyTorch sees"), ("meta", "cannot be timed here")],
 )
 def test_a_search_is_timed_on_a_device_that_is_there(tmp_path, script, device, reason):
-    with pytest.raises(SystemExit, match=f"--device {device} {reason}.*; give cpu, cuda or cuda:N") as error:
+    with pytest.raises(SystemExit, match=f"--device {device} {reason}.*; give .*cpu") as error:
         importlib.import_module(script).main(["--device", device, f"--out={tmp_path}"])
     assert "\n" not in str(error.value)
 

@@ -9,7 +9,8 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from test_limits import SMALL, make_tokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from nemo_comat import CachedTeacher, CacheError, Teacher, TeacherCache, write_cache, write_index
 from nemo_comat.teacher import build_teacher, find_model
@@ -153,6 +154,27 @@ def test_without_the_weights_new_texts_stay_out_and_the_rest_is_served(tmp_path,
     (said,) = [record.getMessage() for record in caplog.records if "stays out" in record.getMessage()]
     assert "its model cannot be loaded" in said and "'a new one'" in said
     assert cached.encode(["one", "two"]).text_len.tolist() == [0, 0] and cached.description is description
+    torch.set_default_dtype(torch.bfloat16)  # as in a step of Lightning's bf16-true
+    try:
+        assert cached.encode(["a dog", "a new one"]).embeddings.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_text_that_a_cache_of_few_probabilities_lacks_fits_beside_them(tmp_path):
+    folder = tmp_path / "teacher"
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    teacher = Teacher(str(folder), top_k=100)
+    list(write_cache(tmp_path / "cache", teacher, ["the dog"]))
+    write_index(tmp_path / "cache")
+    cached = CachedTeacher(Teacher(str(folder), top_k=100), tmp_path / "cache")
+    whole, live = cached.encode(["the dog", "the cat sleeps"]), teacher.encode(["the dog", "the cat sleeps"])
+    assert whole.predicted[1].shape == live.predicted[1].shape == (2, 3, 60)
+    torch.testing.assert_close(whole.predicted[1], live.predicted[1], rtol=2**-10, atol=1e-6)
+    assert whole.embeddings[1].equal(live.embeddings[1])
+    cached._is_teacher_there = False  # as after its weights were not found
+    assert cached.encode(["a cat", "the dog"]).predicted[1].shape == (2, 2, 60)
 
 
 @pytest.mark.parametrize("damage", [os.remove, lambda file: os.truncate(file, os.path.getsize(file) // 2)])
@@ -404,6 +426,8 @@ def test_batches_hold_about_so_many_tokens():
     assert [text for batch in found for text in batch] == texts
     assert all(len(batch) == 1 or len(batch) * (len(batch[-1]) / 4 + 2) <= 128 for batch in found)
     assert max(map(len, found)) > 1
+    # a letter of Chinese is a token or more, and has three bytes
+    assert [len(batch) for batch in batches(["的" * 100] * 3 + ["a" * 150] * 2, 154)] == [2, 2, 1]
 
 
 def test_description_is_plain_and_loads_no_weights(monkeypatch):

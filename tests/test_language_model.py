@@ -89,6 +89,8 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     # transformers would fill the missing layer with random numbers and go on
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    with torch.inference_mode(), pytest.raises(TeacherError, match=r"weights lack .*h\.2"):
+        Teacher(str(tmp_path), layers=-1).encode(["the dog"])
     with pytest.raises(TeacherError, match=r"weights lack .*h\.2"):
         Teacher(str(tmp_path), layers=-1).encode(["the dog"])
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))

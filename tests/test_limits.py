@@ -253,6 +253,13 @@ def test_a_width_that_the_config_does_not_state_is_refused(tmp_path):
         Teacher(name, layers=-1).encode(["the dog"])
 
 
+def test_a_special_token_that_no_text_gets_need_not_be_known(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|reserved|>"], special_tokens=True)
+    name = save(tmp_path, "bert", tokenizer, vocab_size=len(tokenizer) - 1)
+    assert Teacher(name).encode(["the dog"]).text_len.tolist() == [2]
+
+
 def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path):
     name = save(tmp_path, "bert")
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -263,6 +270,8 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path):
     for texts in (["the zebra"], ["the dog", "the zebra", "a cat"]):
         with pytest.raises(TeacherError, match="its tokenizer cannot read the text 'the zebra': .*check its files"):
             Teacher(name).encode(texts)
+    # a cache may be of it nevertheless
+    assert Teacher(name).description["tokenizer"] != Teacher(save(tmp_path / "whole", "bert")).description["tokenizer"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -60,21 +60,24 @@ def test_layers_are_averaged():
 
 def tokenizer_of_spaces(kind, unknown):
     """One that makes a token of a space before a special token, as GPT-2's and SentencePiece's do."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    space = {"bytes": "Ġ", "pieces": "▁"}[kind]
+    space = {"bytes": "Ġ"}.get(kind, "▁")
     vocabulary = ["<unk>", space, f"{space}the", f"{space}dog", "the", "dog", *"abcdeghot"]
     tokenizer = Tokenizer(models.Unigram([(token, -1.0 - i) for i, token in enumerate(vocabulary)], 0))
     if kind == "bytes":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
+    elif kind == "legacy":  # as Llama 2's: also what comes after a special token has a space before it
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Metaspace()
     else:
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"unk_token": "<unk>"} if unknown else {}))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "legacy"])
 def test_the_space_around_an_unknown_word_is_no_token(kind):
     reader = TextReader(tokenizer_of_spaces(kind, True), "t", "t")
     tokens = reader.tokens("the ⁇ dog")
@@ -124,6 +127,22 @@ def test_causal_teacher_without_padding_or_special_tokens(tmp_path):
     # causal: a prefix's embeddings do not depend on what follows, nor on padding
     torch.testing.assert_close(out.embeddings[0, :2], out.embeddings[2, :2])
     assert teacher.encode([""]).text_len.tolist() == [0]
+
+
+def test_a_causal_teacher_keeps_nothing_for_later_tokens(tmp_path):
+    model = Teacher(tiny_gpt2(tmp_path), layers=-1).model
+    assert model(torch.tensor([[1, 2]])).past_key_values is None
+
+
+def test_what_is_embedded_does_not_depend_on_the_callers_precision(teacher, tmp_path):
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    for asked in (teacher, Teacher(str(tmp_path), top_k=3)):
+        (alone,) = asked.embed(["the dog runs"], torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16):
+            (within,) = asked.embed(["the dog runs"], torch.device("cpu"))
+        assert within.vectors.equal(alone.vectors)
+        assert all(map(torch.equal, within.predicted or (), alone.predicted or ()))
 
 
 @pytest.mark.parametrize("top_k", [None, 3])

@@ -73,12 +73,12 @@ def test_a_model_that_needs_them_keeps_them(kind):
 
 
 @pytest.mark.parametrize(
-    ("layers", "left"), [(0, 1), ([0, 2], 2), (5, 5), (6, 6), (-1, 6), ([0, -1], 6), ("table", 6)], ids=str
+    ("layers", "left"), [(0, 1), ([0, 2], 2), (5, 5), (6, 6), (-1, 6), ([0, -1], 6), ("table", 1)], ids=str
 )
 def test_a_teacher_keeps_what_it_reads(layers, left):
     # transformers 4 gives the word embeddings of a model without any layer
     found = len(Teacher(NAME, layers=layers).model.encoder.layer)
-    assert found == left or (layers, found) == (0, 0)
+    assert found == left or (layers, found) in ((0, 0), ("table", 0))
 
 
 def test_a_teacher_without_them_embeds_the_same():

@@ -43,7 +43,7 @@ def sinkhorn(cost: Tensor, seg_len: Tensor, text_len: Tensor, *, epsilon: float 
         raise ValueError(f"epsilon must be above 0 and iterations 1 or more, got {epsilon} and {iterations}")
     is_seg = length_mask(seg_len, cost.shape[1], device=cost.device)
     is_token = length_mask(text_len, cost.shape[2], device=cost.device)
-    seg_len, text_len = (x.to(cost.device)[:, None] for x in (seg_len, text_len))
+    seg_len, text_len = (x.to(cost.device, torch.int64)[:, None] for x in (seg_len, text_len))
     inside = is_seg[:, :, None] & is_token[:, None, :]
     cost = torch.where(inside, cost.float(), 0)
     usable = cost.isfinite().all(2).all(1, keepdim=True) & (seg_len > 0) & (text_len > 0)

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.output import PathLike
 from nemo_comat.teacher.cache_files import RUN_AGAIN, CachedText, CacheError, TeacherCache
@@ -109,25 +108,15 @@ class CachedTeacher:
                 f"Cache {self.folder} lacks {len(lacking)} of {len(texts)} texts of a batch, such as "
                 f"{texts[lacking[0]]!r}; {RUN_AGAIN} Or set model.comat.teacher.missing=encode."
             )
-        live = self._live([texts[i] for i in lacking], device)
+        live = dict(zip(lacking, self._live([texts[i] for i in lacking], device)))
+        width = next((row.predicted[0].shape[1] for row in found if row and row.predicted), self.teacher.top_k)
         # what is of them is on the device already, and goes into this room there
-        room = {
-            i: CachedText(
-                torch.zeros(len(row.token_id), self.dim, dtype=torch.float32),
-                row.token_id,
-                row.too_long,
-                None if row.predicted is None else _room_for(*row.predicted),
-            )
-            for i, row in zip(lacking, live)
-        }
-        out = _pad(
-            [room[i] if row is None else row for i, row in enumerate(found)], self.dim, self.teacher.top_k, device
-        )
-        if live:
-            places = upload(torch.tensor(lacking), device)
-            _fill(out.embeddings, places, pad_sequence([row.vectors for row in live], batch_first=True))
-            for whole, part in zip(out.predicted or (), pad_predicted([row.predicted for row in live]) or ()):
-                _fill(whole, places, part)
+        rows = [_room_for(live[i], self.dim, width) if row is None else row for i, row in enumerate(found)]
+        out = _pad(rows, self.dim, self.teacher.top_k, device)
+        for i, new in ((i, row) for i, row in live.items() if len(row.token_id)):
+            out.embeddings[i, : len(new.vectors)] = new.vectors
+            for whole, part in zip(out.predicted or (), new.predicted or ()):
+                whole[i, : len(part), : part.shape[1]] = part
         return out._replace(lacking=len(lacking))
 
     def _live(self, texts: Sequence[str], device: torch.device) -> list[Embedded]:
@@ -148,21 +137,23 @@ class CachedTeacher:
                     )
                 self._has_warned = True
         shape = 0, self.teacher.top_k or 0
-        nothing = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, device=device)
+        nothing = (
+            torch.zeros(shape, dtype=torch.int64, device=device),
+            torch.zeros(shape, dtype=torch.float32, device=device),
+        )
         vectors = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
         ids = torch.zeros(0, dtype=torch.int64)
         return [Embedded(vectors, ids, False, 0, nothing if self.teacher.top_k else None) for _ in texts]
 
 
-def _room_for(token_id: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros in the shapes and dtypes that a cache has of these."""
-    return torch.zeros(token_id.shape, dtype=torch.int32), torch.zeros(share.shape, dtype=torch.float16)
-
-
-def _fill(whole: Tensor, places: Tensor, part: Tensor) -> None:
-    """Puts rows [b, n, …] into the rows of [B, N, …] that places [b] name."""
-    n = min(whole.shape[1], part.shape[1])
-    whole[:, :n].index_copy_(0, places, part[:, :n])
+def _room_for(row: Embedded, dim: int, width: int | None) -> CachedText:
+    """Zeros in the shapes and dtypes that a cache has of a text, with so many probabilities for each token."""
+    n = len(row.token_id)
+    vectors = torch.zeros(n, dim, dtype=torch.float16)
+    if not width:
+        return CachedText(vectors, row.token_id, row.too_long, None)
+    shares = torch.zeros(n, width, dtype=torch.int32), torch.zeros(n, width, dtype=torch.float16)
+    return CachedText(vectors, row.token_id, row.too_long, shares)
 
 
 def _pad(rows: Sequence[CachedText], dim: int, top_k: int | None, device: torch.device) -> TeacherOutput:

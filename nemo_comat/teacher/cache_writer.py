@@ -167,17 +167,19 @@ def _write_shard(
 
 
 def batches(texts: Iterable[str], batch_tokens: int) -> Iterator[list[str]]:
-    """Cuts texts, shortest first, into lists of about batch_tokens tokens: four letters each, and two special ones.
+    """Cuts texts, shortest first, into lists of about batch_tokens tokens: four bytes each, and two special ones.
 
     Examples:
         >>> list(batches(["a", "bb", "cccc"], batch_tokens=8))
         [['a', 'bb'], ['cccc']]
     """
     batch: list[str] = []
+    longest = 0.0
     for text in texts:
-        if batch and (len(batch) + 1) * (len(text) / 4 + 2) > batch_tokens:
+        longest = max(longest, len(text.encode(errors="replace")) / 4 + 2)
+        if batch and (len(batch) + 1) * longest > batch_tokens:
             yield batch
-            batch = []
+            batch, longest = [], len(text.encode(errors="replace")) / 4 + 2
         batch.append(text)
     if batch:
         yield batch

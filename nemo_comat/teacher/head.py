@@ -130,7 +130,7 @@ def likeliest(
         views: list of View. top_k: so many tokens, or all where there are fewer. vocabulary: number of logits.
         padding: id that fills a batch. device: torch.device. pad: False = a batch has views of one length.
     Returns:
-        ids int64 and probabilities float32 [sum of places, K] on the device, the largest first; all 0 at place -1.
+        ids int64 and probabilities float32 [sum of places, K] on the device, the largest first; 0 at place -1.
     Examples:
         >>> from types import SimpleNamespace
         >>> model = lambda input_ids, attention_mask: SimpleNamespace(logits=torch.eye(3)[input_ids].mul(50))

@@ -167,6 +167,7 @@ class LanguageModel:
         return self._reader.tokenizer
 
     @functools.cached_property
+    @torch.inference_mode(False)  # whose tensors have no gradients, which tell what weights are needed
     def model(self) -> Any:
         """The model, frozen and in eval mode; an encoder alone where the model has one that reads texts."""
         from transformers import AutoModel, PreTrainedModel
@@ -179,6 +180,7 @@ class LanguageModel:
         auto_class = head_class(self._whole_config) if self._has_head else AutoModel
         loaded, info = load(auto_class, self.name, self.path, dtype=self._weights_dtype, **options)
         cast_parameters(loaded, self._weights_dtype)
+        leave_out_generation(loaded)
         whole = loaded.base_model if self._has_head else loaded
         encoder = getattr(whole, "encoder", None)
         model = encoder if isinstance(encoder, PreTrainedModel) else whole.get_encoder() if encoder_decoder else whole
@@ -202,9 +204,10 @@ class LanguageModel:
             self._weights_dtype = self.dtype or fastest_dtype(device)
 
     def _leave_out_upper_layers(self, model: Any) -> None:
-        layers = [layer for layer in self.layers if isinstance(layer, int)]
-        # the table, and layers that are counted from the end, do not say how many are needed
-        if self.reads_table or min(layers) < 0:
+        # of the table none is needed, but a model that does not run without them is asked for its limits
+        layers = [0] if self.reads_table else [layer for layer in self.layers if isinstance(layer, int)]
+        # layers that are counted from the end do not say how many are needed
+        if min(layers) < 0:
             return
         # of two lengths: padding is read too
         ids = self._probe.repeat(2, 1).to(next(model.parameters()).device)
@@ -212,7 +215,7 @@ class LanguageModel:
         attention[1, -1] = 0
         with torch.no_grad():
             leave_out_upper_layers(
-                model, self.config.num_hidden_layers, max(layers), lambda: self._states(model, ids, attention)
+                model, self.config.num_hidden_layers, max(layers), lambda: hidden_states(model, layers, ids, attention)
             )
 
     @property
@@ -352,7 +355,8 @@ class LanguageModel:
         if next(self.model.parameters()).device != ids.device:
             self._whole.to(ids.device, None if dtype == self._weights_dtype else dtype)
             self._weights_dtype = dtype
-        with torch.inference_mode():
+        # a step's autocast would make other vectors of the same text
+        with torch.inference_mode(), torch.autocast(ids.device.type, enabled=False):
             states = self._states(self.model, ids, attention)
         # outside of inference mode, whose own tensors no loss can be trained against
         return torch.stack([state.float() for state in states]).mean(0)
@@ -364,8 +368,7 @@ class LanguageModel:
             if self.reads_table:
                 # the table's rows alone: some models scale them or add positions where they look them up
                 return self._checked([model.get_input_embeddings().weight[ids]], ids)
-            states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
-            chosen = [states[layer] for layer in self.layers]
+            chosen = hidden_states(model, [int(layer) for layer in self.layers], ids, attention)
         return self._checked(chosen, ids)
 
     def _checked(self, chosen: list[Tensor], ids: Tensor) -> list[Tensor]:
@@ -391,6 +394,34 @@ class LanguageModel:
                 "if that tells nothing to mend, choose a text model such as bert-base-uncased for "
                 "model.comat.teacher.name."
             ) from error
+
+
+def hidden_states(model: Any, layers: Sequence[int], ids: Tensor, attention: Tensor) -> list[Tensor]:
+    """A transformers model's hidden states of some layers: list of [B, n, Dp].
+
+    Args:
+        model: PreTrainedModel, or its encoder. layers: their numbers. ids, attention: [B, n].
+    """
+    states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
+    return [states[layer] for layer in layers]
+
+
+def leave_out_generation(model: torch.nn.Module) -> None:
+    """Lets a decoder keep no keys and values for tokens that come after: here none do.
+
+    Args:
+        model: transformers' PreTrainedModel.
+    Examples:
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1))
+        >>> leave_out_generation(model)
+        >>> model(torch.tensor([[1, 2]])).past_key_values is None
+        True
+    """
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
 
 
 def checked_table(table: Tensor, name: str) -> Tensor:

@@ -20,7 +20,7 @@ class TeacherOutput(NamedTuple):
     texts that a cache, where there is one, did not have. table: [V, Dp] the word embeddings, where they are asked for.
     words: [B, U] and [B, N] int64, the word of each of the recogniser's and of the teacher's tokens, where asked for.
     predicted: ids int64 and probabilities float32 [B, N, K] of the tokens that the model expects in each token's place,
-    the largest first, where the teacher has `top_k`; 0 where it expects none.
+    the largest first, where the teacher has `top_k`; probabilities of 0 where it expects none.
     """
 
     embeddings: Tensor

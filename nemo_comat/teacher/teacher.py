@@ -100,10 +100,18 @@ class Teacher(LanguageModel):
             "architecture": f"{self.config.model_type} {depth}x{self.dim}",
             "vocabulary": _hash_of(vocabulary),
             # what it reads, for the vocabulary does not say how it is cut to tokens
-            "tokenizer": _hash_of([coded[0] for coded in self._reader.code(TELLING)]),
+            "tokenizer": _hash_of([self._read(text) for text in TELLING]),
             "weights": fingerprint(Path(self.path)),
             "tensors": tensors_fingerprint(Path(self.path)),
         }
+
+    def _read(self, text: str) -> list[int] | None:
+        """A text's token ids; None where the tokenizer refuses it, as one without an unknown token may."""
+        try:
+            ids: list[int] = self._reader.code([text])[0][0]
+        except TeacherError:
+            return None
+        return ids
 
     @property
     def unknown_id(self) -> int | None:
@@ -131,7 +139,7 @@ class Teacher(LanguageModel):
         return words if self.units == "token" else [sorted(set(row)) for row in words]
 
     def check(self, device: torch.device) -> None:
-        """Loads the weights, for a device; raises TeacherError where what `encode` is to give cannot be had."""
+        """Loads the weights, for a device; raises TeacherError where they cannot be had or lack what is read."""
         self._decide_dtype(device)
         _ = self.model
 
@@ -218,7 +226,8 @@ class Teacher(LanguageModel):
         """Ids and probabilities [n, K] of the tokens that the head finds likeliest in the kept places of texts."""
         vocabulary = len(self._head.get_input_embeddings().weight)
         views = [view for row, places in zip(ids, kept) if places for view in self._views(row, places)]
-        with torch.inference_mode(), self._as_teacher_error(self._head, f"{len(views)} texts", "logits"):
+        exact = torch.autocast(device.type, enabled=False)
+        with torch.inference_mode(), exact, self._as_teacher_error(self._head, f"{len(views)} texts", "logits"):
             found = likeliest(self._head, views, int(self.top_k or 0), vocabulary, self._padding, device, self._pads)
         token_id, share = (x.split([len(places) for places in kept]) for x in found)
         # clones outside of inference mode, as of the vectors

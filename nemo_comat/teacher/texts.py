@@ -33,7 +33,8 @@ class TextReader:
     @functools.cached_property
     def ordinary(self) -> dict[str, int]:
         """The vocabulary but for special tokens: dict from token to id."""
-        special = set(self.tokenizer.all_special_ids)
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {*self.tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
         return {token: number for token, number in self.tokenizer.get_vocab().items() if number not in special}
 
     @functools.cached_property
@@ -88,12 +89,12 @@ class TextReader:
         kept = [[i for i, special in enumerate(mask) if not special] for mask in masks]
         for row, ids in enumerate(coded["input_ids"]):
             if has_unknown[row]:
-                kept[row] = [i for i in kept[row] if not self._is_space_before_unknown(ids, i)]
+                kept[row] = [i for i in kept[row] if not self._is_space_beside_unknown(ids, i)]
         return list(zip(coded["input_ids"], kept, *([coded["offset_mapping"]] if more else [])))
 
-    def _is_space_before_unknown(self, ids: Sequence[int], i: int) -> bool:
-        """Whether a token is the space before the unknown token, of which some tokenizers make one of its own."""
-        if self.unknown_id is None or self.unknown_id not in ids[i + 1 : i + 2]:
+    def _is_space_beside_unknown(self, ids: Sequence[int], i: int) -> bool:
+        """Whether a token is the space beside the unknown token, of which some tokenizers make one of its own."""
+        if self.unknown_id is None or self.unknown_id not in (*ids[max(i - 1, 0) : i], *ids[i + 1 : i + 2]):
             return False
         written: str = self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens([ids[i]]))
         return not written.strip()

@@ -10,7 +10,7 @@ def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Call
 
     A stack is a `ModuleList` of `depth` modules that is in no other one. Some models need one layer more: they give a
     hidden state where the next layer takes it, or normalise the last layer's. A model that does not run without its
-    upper layers, or gives something else, is left as it was.
+    upper layers, or gives something else, is left as it was; so is one that does not run with them.
 
     Args:
         model: transformers' PreTrainedModel, or its encoder.
@@ -28,23 +28,26 @@ def leave_out_upper_layers(model: nn.Module, depth: int, needed: int, read: Call
     stacks = outermost_stacks(model, depth)
     if not stacks or needed >= depth:
         return depth
-    whole = read()
+    whole = _tried(read)
+    if whole is None:
+        return depth
     for left in range(needed, min(needed + 2, depth)):
         for parent, name, layers in stacks:
             setattr(parent, name, nn.ModuleList(list(layers)[:left]))
-        if _reads_the_same(read, whole):
+        found = _tried(read)
+        if found is not None and len(found) == len(whole) and all(x.equal(y) for x, y in zip(found, whole)):
             return left
     for parent, name, layers in stacks:
         setattr(parent, name, layers)
     return depth
 
 
-def _reads_the_same(read: Callable[[], Sequence[Tensor]], whole: Sequence[Tensor]) -> bool:
+def _tried(read: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor] | None:
+    """What is read; None where the model fails, which says so itself when texts are read."""
     try:
-        found = read()
+        return read()
     except Exception:  # of the model's own code
-        return False
-    return len(found) == len(whole) and all(x.equal(y) for x, y in zip(found, whole))
+        return None
 
 
 def outermost_stacks(model: nn.Module, depth: int) -> list[tuple[nn.Module, str, nn.ModuleList]]:

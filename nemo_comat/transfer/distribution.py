@@ -32,7 +32,7 @@ def token_divergence(
         top_k: so many of the K probabilities are read, made to sum to 1.
         seed: of the draw; equal seeds draw equal ids.
     Returns:
-        [B, N] float32, in nats; what the mask hides has a value that means nothing.
+        [B, N] float32, in nats; 0 where the mask is False.
     Source: ours; a language model's few largest probabilities as targets after Futami et al. 2020, arXiv 2008.03822.
     Examples:
         >>> student, table = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -166,6 +166,7 @@ def reduce_rows(loss: Tensor, text_len: Tensor, reduction: Reduction = "mean_bat
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction == "sum":
         return loss.sum()
+    text_len = text_len.long()
     if reduction == "mean_volume":
         return loss.sum() / text_len.sum().clamp(min=1)
     return (loss / text_len.clamp(min=1) if reduction == "mean" else loss).mean()

@@ -1,10 +1,11 @@
 """Alignments of a model, to look at."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from test_mixin import RELATIVES, ROOT, train, with_comat
 
-from nemo_comat import ComatCTCModelBPE, ConfigError, plot_alignment
+from nemo_comat import ComatCTCModelBPE, ConfigError, describe, plot_alignment
 
 
 @pytest.mark.parametrize("name", RELATIVES[:3])
@@ -61,7 +62,7 @@ def test_why_there_is_no_alignment_is_said(small_cfg, manifest, tmp_path):
 RNN = """
 _target_: nemo.collections.asr.modules.RNNEncoder
 feat_in: 80
-n_layers: 2
+n_layers: 3
 d_model: 48
 proj_size: 32
 bidirectional: true
@@ -72,14 +73,30 @@ bidirectional: true
 def test_a_layer_of_an_encoder_that_is_wider_within_its_layers(small_cfg, manifest, feedback):
     """NeMo's RNNEncoder: LSTMs of d_model cells, frames of proj_size features; it keeps no subsampling_factor."""
     small_cfg.encoder, small_cfg.decoder.feat_in = OmegaConf.create(RNN), 32
-    small_cfg.comat.update(encoder_layer=2, feedback=feedback)
+    small_cfg.comat.update(encoder_layer=1, feedback=feedback)
     model, logged = train(ComatCTCModelBPE, small_cfg, steps=2)
     assert model.comat.projection.layers[0].in_features == 32
     assert all(step["train_transfer_loss"] > 0 and step["train_active_fraction"] == 1 for step in logged)
     row = OmegaConf.create(open(manifest).readline())
     alignment = model.align_text(row.audio_filepath, row.text)
+    # a layer of its is an LSTM, a norm and a dropout, and what follows the second one is the third
+    (layer,) = (part for name, part in model._watched().items() if name.startswith("layer"))
+    assert layer.module is model.encoder.layers[6] and isinstance(layer.module, torch.nn.LSTM)
+    assert len(layer.module._forward_pre_hooks) == feedback
     # a frame is of four windows, by the default of its subsampling
+    assert "frames of 40 ms: " in describe(model)
     assert 0.5 * row.duration < alignment.spans[-1][1] <= row.duration + 0.1
+
+
+def test_layers_that_an_encoder_of_several_modules_each_lacks_are_refused(small_cfg):
+    small_cfg.encoder, small_cfg.decoder.feat_in = OmegaConf.create(RNN), 32
+    small_cfg.comat.update(encoder_layer=3)
+    with pytest.raises(ConfigError, match="encoder_layer is 3, but RNNEncoder has 3 layers to choose from, 0 to 2 or"):
+        ComatCTCModelBPE(cfg=small_cfg)
+    small_cfg.comat.update(encoder_layer=None)
+    small_cfg.interctc = {"loss_weights": [0.3], "apply_at_layers": [0]}
+    with pytest.raises(ConfigError, match="but RNNEncoder does not give its layers' outputs; empty lists"):
+        ComatCTCModelBPE(cfg=small_cfg)
 
 
 def test_times_are_those_of_an_encoder_that_shortens_its_frames_once_more(small_cfg, manifest):
@@ -87,7 +104,9 @@ def test_times_are_those_of_an_encoder_that_shortens_its_frames_once_more(small_
     small_cfg.comat.update(encoder_layer=-1)
     small_cfg.comat.compress.method = "none"
     row = OmegaConf.create(open(manifest).readline())
-    last = ComatCTCModelBPE(cfg=small_cfg).align_text(row.audio_filepath, row.text).spans[-1]
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    assert "frames of 80 ms: " in describe(model)
+    last = model.align_text(row.audio_filepath, row.text).spans[-1]
     assert last[1] == pytest.approx(row.duration, abs=0.1) and last[1] - last[0] == pytest.approx(0.08)
     # the frames before that are not those of the decoder
     small_cfg.comat.update(encoder_layer=0)

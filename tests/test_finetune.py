@@ -112,6 +112,22 @@ def test_the_configs_optimizer_replaces_the_files_whole():
         assert joined(OmegaConf.create({"optim": own}), given).optim == given.optim
 
 
+def test_one_key_of_a_block_leaves_the_others_the_files(finetune, trained):
+    decoding = finetune(trained[0], steps=0)[0].cfg.decoding
+    off = "model.interctc={loss_weights: [], apply_at_layers: []}"
+    model, *_ = finetune(trained[0], "++model.decoding.greedy.preserve_alignments=true", off, steps=0)
+    assert model.cfg.decoding == OmegaConf.merge(decoding, {"greedy": {"preserve_alignments": True}})
+    assert not model.is_interctc_enabled()
+
+
+def test_inter_ctc_of_a_file_is_changed_by_one_of_its_keys():
+    own = {"interctc": {"loss_weights": [0.3], "apply_at_layers": [3]}, "freeze_updates": {"modules": {"encoder": 5}}}
+    given = {"interctc": {"loss_weights": [0.1]}, "freeze_updates": {"enabled": False}, "optim_param_groups": {"a": {}}}
+    both = joined(OmegaConf.create({**own, "optim_param_groups": {"b": {}}}), OmegaConf.create(given))
+    assert both.interctc == {"loss_weights": [0.1], "apply_at_layers": [3]}
+    assert both.freeze_updates == given["freeze_updates"] and both.optim_param_groups == given["optim_param_groups"]
+
+
 def test_a_schedule_of_its_own_ends_with_the_run(finetune, trained):
     model, *_ = finetune(trained[0], steps=10)
     assert model._scheduler["scheduler"].max_steps == 10 and model._scheduler["scheduler"].warmup_steps == 1

@@ -6,7 +6,7 @@ import speech_to_text_comat as script
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from test_bad_input import BAD_ROWS, assert_finite, good_rows, refused, with_rows
 from test_mixin import train, with_comat
 
@@ -38,6 +38,13 @@ def test_a_hybrid_model_trains(hybrid_cfg):
         step["train_transfer_loss"] for step in logged[:2]
     )
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_hybrid_config_without_its_ctc_part_is_refused_by_nemo(hybrid_cfg):
+    with open_dict(hybrid_cfg):
+        del hybrid_cfg.aux_ctc
+    with pytest.raises(ValueError, match="aux_ctc"):
+        ComatHybridRNNTCTCModelBPE(cfg=hybrid_cfg)
 
 
 @pytest.mark.parametrize("fused", [False, True])

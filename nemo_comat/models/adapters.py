@@ -3,7 +3,7 @@
 from nemo.core.classes import ModelPT
 from nemo.core.classes.mixins.adapter_mixins import get_registered_adapter
 from nemo.utils.model_utils import import_class_by_path
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from nemo_comat.config import ConfigError
 
@@ -29,15 +29,15 @@ def train_adapter_alone(model: ModelPT, adapter: DictConfig) -> None:
     Examples:
         >>> from types import SimpleNamespace as Stand
         >>> from omegaconf import OmegaConf
-        >>> adapter = OmegaConf.create({"adapter_name": "few", "in_features": None})
+        >>> adapter = OmegaConf.create({"adapter_name": "few"})
         >>> train_adapter_alone(Stand(cfg=OmegaConf.create({"encoder": {}})), adapter)
         Traceback (most recent call last):
         nemo_comat.config.ConfigError: model.adapter.in_features is missing; give the width of the encoder's blocks.
     """
     adapter = adapter.copy()
     name = adapter.pop("adapter_name")
-    if adapter.in_features is None:
-        adapter.in_features = model.cfg.encoder.get("d_model")
+    with open_dict(adapter):
+        adapter.in_features = adapter.get("in_features") or model.cfg.encoder.get("d_model")
     if adapter.in_features is None:
         raise ConfigError("model.adapter.in_features is missing; give the width of the encoder's blocks.")
     model.add_adapter(name, cfg=adapter)

@@ -104,8 +104,7 @@ class AlignmentMixin(Host):
 
     def _read_alignment(self, output: ComatOutput, features: Any, row: int, text: str) -> Alignment:
         segs, tokens = int(output.compressed.seg_len[row]), int(output.text_len[row])
-        stride = self._window_stride()
-        seconds = stride * self._subsampling_factor() * self._time_reduction()
+        seconds = self.frame_seconds()
         frames = [(output.compressed.seg_of_frame[row] == s).nonzero()[:, 0] for s in range(segs)]
         # the last one is for the label -1, of segments that have none
         tokenizer = self._text_tokenizer()
@@ -119,8 +118,13 @@ class AlignmentMixin(Host):
                 (int(f[0]) * seconds, (int(f[-1]) + 1) * seconds) if len(f) else (math.nan, math.nan) for f in frames
             ],
             features=features[0][row, :, : int(features[1][row])].float().cpu(),
-            frame_seconds=stride,
+            frame_seconds=self._window_stride(),
         )
+
+    def frame_seconds(self) -> float:
+        """Seconds of one of the encoder's frames; NaN where the preprocessor does not say those of its own."""
+        stride = self._window_stride()
+        return math.nan if stride is None else stride * self._subsampling_factor() * self._time_reduction()
 
     def _subsampling_factor(self) -> int:
         """Frames of features to one of the encoder's, which not every encoder keeps."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nemo_comat.config import ConfigError, encoder_layers
 from nemo_comat.models.captured import first_input
 from nemo_comat.models.host import Host
+from nemo_comat.models.layers import layers_of
 from nemo_comat.transfer import Feedback
 
 
@@ -30,16 +31,14 @@ class FeedbackMixin(Host):
         if block is None or not block.get("feedback"):
             return
         layers = self._feedback_layers(block)
-        if block.feedback == "ctc":
-            dims = [self._ctc_decoder().num_classes_with_blank] * len(layers)
-        else:
-            dims = [block.projection.dim] * len(layers)
+        dim = self._ctc_decoder().num_classes_with_blank if block.feedback == "ctc" else block.projection.dim
         with torch.random.fork_rng(devices=[]):
-            self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._layer_width()) for dim in dims)
+            self.nemo_comat_feedback = nn.ModuleList(Feedback(dim, self._layer_width()) for _ in layers)
         # weights that are fed into other layers are refused by it, though their shapes are the same
         self.nemo_comat_feedback.register_buffer("layers", torch.tensor([layer for _, layer in layers]))
         for number, (named, layer) in enumerate(layers):
-            self.encoder.layers[layer + 1].register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
+            following = layers_of(self.encoder, self._cfg.encoder)[layer + 1][0]
+            following.register_forward_pre_hook(self._feed(number, named), with_kwargs=True)
 
     def fed_projections(self) -> list[nn.Module]:
         """The projections whose output is fed back, at inference too; none but with `comat.feedback` true."""
@@ -62,7 +61,7 @@ class FeedbackMixin(Host):
 
     def _feedback_layers(self, block: DictConfig) -> list[tuple[int, int]]:
         """Of each layer that is fed back its place in `encoder_layer` and in the encoder: list of pairs of int."""
-        layers, depth = encoder_layers(block)[0], len(getattr(self.encoder, "layers", ()))
+        layers, depth = encoder_layers(block)[0], len(layers_of(self.encoder, self._cfg.encoder))
         if None in layers or not depth:
             raise ConfigError(
                 f"model.comat.feedback={block.feedback} needs model.comat.encoder_layer, a layer before the last of "

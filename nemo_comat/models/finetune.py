@@ -50,8 +50,8 @@ def restore_to_finetune(cfg: DictConfig, trainer: Trainer | None = None) -> Mode
 
     Args:
         cfg: the whole config, with ``init_from_nemo_model`` or ``init_from_pretrained_model`` and a ``model`` block. A
-            key of that block that is null is the file's, but for `NULLABLE`; a block without a class changes keys of
-            the file's block that has one, or whose parts have; every other key replaces the file's.
+            key of that block that is null is the file's, but for `NULLABLE`; a block changes keys of the file's block,
+            but for `REPLACED` and one of another class; these, and every other key, replace the file's.
         trainer: Lightning's Trainer, or None.
     Returns:
         a model of ours, in training mode, with its data.

@@ -1,7 +1,7 @@
 """What a config says of the trained model that it starts from, and what becomes of it and the file's own config."""
 
-import os
 from collections.abc import Iterable
+from pathlib import Path
 from tarfile import is_tarfile
 from typing import Any, cast
 
@@ -16,8 +16,8 @@ from nemo_comat.models.tokenizer_folder import check_tokenizer_folder
 
 # what a config's model block says of the start; the file's own blocks of these names stay
 STEPS = ("tokenizer", "char_labels", "adapter")
-# no part of the network, so a config's own replace the file's as wholes
-REPLACED = ("optim", *LOADERS)
+# of the training and not of the network, so a config's own replace the file's as wholes
+REPLACED = ("optim", "optim_param_groups", "comat", "freeze_updates", *LOADERS)
 # times as many SpecAugment's time masks as one view has, as in CR-CTC's paper
 MASKS_OF_TWO_VIEWS = 2.5
 # null says something of its own here, and is not the file's
@@ -64,9 +64,10 @@ def check_start(cfg: DictConfig) -> None:
         )
     if not isinstance(file or name, str):
         raise ConfigError(f"One model is needed to take the architecture from, got {file or name}; give its file.")
-    if file is not None and not os.path.exists(os.path.expanduser(file)):
+    place = None if file is None else Path(file).expanduser()
+    if place is not None and not place.exists():
         raise ConfigError(f"init_from_nemo_model: {file} does not exist; give a .nemo file.")
-    if file is not None and not os.path.isdir(os.path.expanduser(file)) and not is_tarfile(os.path.expanduser(file)):
+    if place is not None and not place.is_dir() and not is_tarfile(place):
         raise ConfigError(f"init_from_nemo_model: {file} is no archive; give a .nemo file.")
     if cfg.model.get("labels") is not None:
         raise ConfigError(
@@ -184,19 +185,9 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
             if key in STEPS or value is None:
                 continue
             blocks = OmegaConf.is_dict(value) and OmegaConf.is_dict(own.get(key)) and key not in REPLACED
-            changes = blocks and has_class(own[key]) and "_target_" not in value
+            changes = blocks and "_target_" not in value
             own[key] = OmegaConf.merge(own[key], value) if changes else value
     return own
-
-
-def has_class(block: DictConfig) -> bool:
-    """Whether a block, or one right in it, is what a class is made from.
-
-    Examples:
-        >>> has_class(OmegaConf.create({"ctc_loss_weight": 0.3, "decoder": {"_target_": "D"}}))
-        True
-    """
-    return "_target_" in block or any(OmegaConf.is_dict(part) and "_target_" in part for part in block.values())
 
 
 def keep_feedback(own: DictConfig, given: DictConfig) -> None:

@@ -38,7 +38,8 @@ class ComatHybridRNNTCTCModelBPE(ComatMixin, EncDecHybridRNNTCTCBPEModel):
 
     @staticmethod
     def _ctc_config(cfg: DictConfig) -> DictConfig:
-        return cfg.aux_ctc
+        # without it NeMo says what is missing
+        return cfg.get("aux_ctc") or cfg
 
     def _ctc_decoder(self) -> Any:
         return self.ctc_decoder

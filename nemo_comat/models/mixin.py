@@ -26,6 +26,7 @@ from nemo_comat.models.data import DataMixin
 from nemo_comat.models.feedback import FeedbackMixin
 from nemo_comat.models.frozen import check_freeze_updates
 from nemo_comat.models.interctc import check_interctc
+from nemo_comat.models.layers import layers_of
 from nemo_comat.models.reference import manifest_texts, reader_of, reference_texts
 from nemo_comat.models.safe_load import allow_settings
 from nemo_comat.models.saving import SavingMixin
@@ -52,7 +53,8 @@ def _as_config_error() -> Iterator[None]:
 class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, ConsistencyMixin):
     """Adds the COMAT loss to a CTC model of NeMo's whose config has a ``comat`` block; changes nothing without one.
 
-    The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss`.
+    The model needs an `encoder`, a CTC decoder and a `training_step` that calls both and returns a dict with `loss` and
+    `log`, as NeMo's do.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
@@ -100,14 +102,21 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def configure_callbacks(self) -> list[Callback]:
         """As Lightning's, and the pictures of alignments."""
-        ours = [] if self.comat is None else [AlignmentPictures(self._cfg.comat.pictures, warn=logging.warning)]
-        return [*super().configure_callbacks(), *ours]
+        there = any(isinstance(callback, AlignmentPictures) for callback in self.trainer.callbacks)
+        if self.comat is None or there:  # of the user's own, or of the fit before
+            return list(super().configure_callbacks())
+        return [*super().configure_callbacks(), AlignmentPictures(self._cfg.comat.pictures, warn=logging.warning)]
 
     def on_train_start(self) -> None:
         """As NeMo's; says in the log what will be learnt from where."""
         if self.comat is None and (self._cfg.get("comat") or {}).get("weight"):
             raise ConfigError(
                 "model.comat.weight was 0 when this model was made; make or restore it with the new weight."
+            )
+        if self.comat is not None and self._cfg.comat.teacher.name != self._teacher.name:
+            raise ConfigError(
+                f"model.comat.teacher.name was {self._teacher.name} when this model was made; make or restore it with "
+                "the new name."
             )
         check_freeze_updates(self)
         logging.info(describe(self))
@@ -201,7 +210,7 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         return weight * min(1.0, self.trainer.global_step / warmup) if warmup else weight
 
     def _feat_in(self) -> int:
-        depth = len(getattr(self.encoder, "layers", ()))
+        depth = len(layers_of(self.encoder, self._cfg.encoder))
         for layer in self._layers:
             if layer is None:
                 return self._ctc_config(self._cfg).decoder.feat_in
@@ -238,12 +247,13 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         for layer in self._layers:
             if layer is None:
                 continue
-            following = layer % len(self.encoder.layers) + 1
-            if following < len(self.encoder.layers):
+            modules = layers_of(self.encoder, self._cfg.encoder)
+            following = layer % len(modules) + 1
+            if following < len(modules):
                 # stochastic depth comes after the layer itself
-                watched[f"layer {layer}"] = InputOf(self.encoder.layers[following])
+                watched[f"layer {layer}"] = InputOf(modules[following][0])
             elif getattr(self.encoder, "out_proj", None) is not None:
-                watched[f"layer {layer}"] = self.encoder.layers[layer]
+                watched[f"layer {layer}"] = modules[layer][-1]
         return watched
 
     def _as_nemo_reads(self, batch: Any) -> Any:

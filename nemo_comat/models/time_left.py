@@ -1,9 +1,11 @@
 """How long training will take, said after a few steps and then at the end of each validation."""
 
+import math
 import time
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
 from nemo.utils import logging
 
 # the first steps compile, load the teacher, and fill caches
@@ -11,10 +13,11 @@ LEFT_OUT, MEASURED = 3, 10
 
 
 class TimeLeft(pl.Callback):
-    """Says how many steps there are still, and about how long they take on this machine.
+    """Says how many batches there are still, and about how long they take on this machine.
 
     It is silent where the end is not known: data without a length, or neither epochs nor steps are limited. The time is
-    that of all that happened since the first steps, validations and checkpoints as well.
+    that of all that happened since the first batches, validations and checkpoints as well. Where `trainer.max_time` or
+    `exp_manager.max_time_per_run` is over before, that is said.
     """
 
     def __init__(self) -> None:
@@ -43,10 +46,26 @@ class TimeLeft(pl.Callback):
         left = batches_left(trainer)
         if trainer.is_global_zero and left:
             seconds = (time.monotonic() - self._begin) / (self._steps - LEFT_OUT)
+            allowed, needed = seconds_allowed(trainer), left * seconds
+            early = ", when its time is over" * (allowed < needed)
             logging.info(
-                f"Training ends in about {in_words(left * seconds)}: {left} batches are left, "
+                f"Training ends in about {in_words(min(allowed, needed))}{early}: {left} batches are left, "
                 f"{seconds:.2g} seconds each."
             )
+
+
+def seconds_allowed(trainer: Any) -> float:
+    """Seconds until a timer ends training; infinite where there is none.
+
+    Args:
+        trainer: Lightning's Trainer.
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> seconds_allowed(SimpleNamespace(callbacks=[Timer({"minutes": 1}), Timer({"seconds": 5})]))
+        5.0
+    """
+    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return min((float(left) for left in timers if left is not None), default=math.inf)
 
 
 def batches_left(trainer: Any) -> int | None:

@@ -401,6 +401,11 @@ def hidden_states(model: Any, layers: Sequence[int], ids: Tensor, attention: Ten
 
     Args:
         model: PreTrainedModel, or its encoder. layers: their numbers. ids, attention: [B, n].
+    Examples:
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1))
+        >>> [x.shape for x in hidden_states(model, [0, -1], torch.tensor([[1, 2]]), torch.ones(1, 2))]
+        [torch.Size([1, 2, 4]), torch.Size([1, 2, 4])]
     """
     states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
     return [states[layer] for layer in layers]

@@ -1,5 +1,6 @@
 """What COMAT does in one model, in words: for the log at the start of training, and for a model card."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,8 +141,8 @@ def _layers(layers: Any) -> str:
 
 
 def _frames(model: Any) -> str:
-    stride, factor = model.cfg.preprocessor.get("window_stride"), getattr(model.encoder, "subsampling_factor", None)
-    return f"frames of {1000 * stride * factor:g} ms" if stride and factor else "frames"
+    seconds = model.frame_seconds()
+    return "frames" if math.isnan(seconds) else f"frames of {1000 * seconds:g} ms"
 
 
 def _projection(model: Any) -> str:

@@ -49,7 +49,7 @@ class AlignmentPictures(pl.Callback):
                 self._warn(
                     "No pictures of alignments: the teacher's cache has no text of the first validation batch; add "
                     "those of validation by examples/cache_teacher.py with model.train_ds.manifest_filepath=dev.json, "
-                    "or set model.comat.pictures=0."
+                    "which helps where model.comat.teacher.text is tokens, or set model.comat.pictures=0."
                 )
                 self.pictures = 0
 

@@ -100,8 +100,8 @@ def test_the_cpu_backend_is_compiled_once_for_all_processes():
         "from nemo_comat.kernels import numba_cpu; two = torch.tensor([2]);"
         "monotonic.monotonic_align(torch.zeros(1, 2, 2), two, two, backend='cpu');"
         "viterbi.ctc_viterbi(torch.zeros(1, 2, 4), two, torch.tensor([[1, 2]]), two, blank=0, backend='cpu');"
-        "hits = [numba_cpu.jit(f).stats.cache_hits for f in (monotonic._align_batch, viterbi._viterbi_batch)];"
-        "print(*(sum(of.values()) for of in hits))"
+        "searches = [numba_cpu.jit(f).__wrapped__ for f in (monotonic._align_batch, viterbi._viterbi_batch)];"
+        "print(*(sum(search.stats.cache_hits.values()) for search in searches))"
     )
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -116,7 +116,19 @@ def test_the_cpu_backend_works_where_nothing_can_be_cached(monkeypatch):
         return lambda function: function
 
     monkeypatch.setattr("numba.njit", njit)
-    assert numba_cpu.jit.__wrapped__(_align_batch) is _align_batch
+    assert numba_cpu.jit.__wrapped__(_align_batch).__wrapped__ is _align_batch
+
+
+def test_the_cpu_backend_works_where_there_is_no_room_for_its_cache(tmp_path):
+    code = (
+        "import resource, torch; from nemo_comat import monotonic_align; two = torch.tensor([2]);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "print(monotonic_align(torch.eye(2)[None], two, two, backend='cpu').tolist())"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), NUMBA_CACHE_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[[0, 1]]\n"
+    assert "numba cannot keep nemo_comat.align.monotonic on disk (File too large)" in done.stderr
 
 
 # --- CUDA ---

@@ -110,7 +110,8 @@ def _compiled(name: str, macro: str, index: int) -> Any:
     except Exception as error:  # CUDA's headers or compiler is not there, or CUDA itself fails, each in its own words
         raise RuntimeError(
             f"CuPy cannot compile or load {name}.cu: {error}; if CUDA's compiler or headers are missing, install them "
-            "(pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as your CUDA is), or use backend='torch'"
+            "(pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as your CUDA is), or uninstall CuPy: "
+            "PyTorch searches then, more slowly"
         ) from error
     return kernel
 

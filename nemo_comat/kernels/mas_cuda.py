@@ -15,7 +15,7 @@ from torch import Tensor
 from nemo_comat.kernels import cuda
 from nemo_comat.kernels.cuda import ELEMENTS, pointer, readable
 
-ELEMENT_BYTES = {"float": 4, "Half": 2, "Bfloat": 2}
+ELEMENT_BYTES = {name: dtype.itemsize for dtype, name in ELEMENTS.items()}
 
 
 @dataclass(frozen=True)

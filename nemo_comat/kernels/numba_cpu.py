@@ -13,7 +13,7 @@ from nemo_comat.waiting import announce
 
 @functools.cache
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled by numba, without the GIL, kept for other processes where there is a folder for it.
+    """The function compiled by numba, without the GIL, kept for other processes where there is a folder with room.
 
     Examples:
         >>> jit(lambda x: 2 * x)(21)
@@ -28,7 +28,18 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:  # there is no folder that numba can write its cache to
         compiled = njit(nogil=True)(function)
     event.register("numba:compile", _announcer(function))
-    return compiled
+
+    @functools.wraps(compiled)
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except OSError as error:  # compiled, and no room on the disk to keep it
+            announce(
+                f"numba cannot keep {function.__module__} on disk ({error.strerror}): other processes compile anew."
+            )
+            return compiled(*arguments)
+
+    return call
 
 
 def _announcer(function: Callable[..., Any]) -> Any:

@@ -189,6 +189,29 @@ def test_the_figures_of_the_front_pages_are_those_of_the_evidence():
         assert numbers(rows) <= evidence | measured | {"1", "95"}, page
 
 
+def cells(text, heading):
+    """Of each row of a section's one table its label, and the numbers of each of its other cells."""
+    section = text.partition(f"## {heading}")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(section)[2:]]
+    return [(label, [numbers([cell]) for cell in others]) for label, *others in rows]
+
+
+def test_figures_that_stand_side_by_side_are_of_one_measured_row():
+    results, evidence, front = ((ROOT / name).read_text() for name in ("RESULTS.md", "docs/evidence.md", "README.md"))
+    measured = [numbers([row]) for row in table_rows(results)]
+    sections = {"Real speech, three seeds": (0, 2), "One synthetic voice, one seed": (2, 4)}
+    for heading, (begin, end) in sections.items():
+        rows = cells(evidence, heading)
+        assert len(rows) > 6
+        for label, row in rows:
+            assert any(set().union(*row) <= of for of in measured), f"docs/evidence.md: {label}"
+        gains = cells(front, "What it gains")
+        assert len(gains) > 6
+        for label, row in gains:
+            of_both = set().union(*row[begin:end])
+            assert any(of_both <= set().union(*of) for _, of in rows), f"README.md: {label}"
+
+
 def test_links_lead_to_files_that_are_there():
     for page in [*PAGES, ROOT / "RESULTS.md"]:
         for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text()):

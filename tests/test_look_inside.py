@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import alignments
@@ -23,13 +24,24 @@ def test_the_pull_is_measured_at_each_layer_that_is_taught(small_cfg):
     assert pull["active"] == 1 and pull["ratio"] > 0 and abs(pull["cosine"]) <= 1
 
 
-def test_the_time_of_a_step_is_the_sum_of_its_parts(data):
+def test_the_time_of_a_step_is_told_by_its_parts(data, monkeypatch):
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: time.sleep(0.3) or step(*args))
     # more than the data's two batches
     found = step_time.measure(data, "cpu_real", 3, [*TINY, "model.train_ds.batch_size=4"])
-    assert all(seconds > 0 for parts in found.values() for seconds in parts.values())
-    row = step_time.table(found).splitlines()[2].split("|")
-    assert row[1:3] == [" float32 ", " 1.00 "]
-    assert sum(map(float, row[4:-1])) == pytest.approx(1, abs=0.03)
+    assert list(found) == ["float32", "bfloat16"]
+    for parts in found.values():
+        assert list(parts) == list(step_time.PARTS) and all(seconds > 0 for seconds in parts.values())
+        assert parts["optimizer"] > 0.3 > parts["features"]
+
+
+def test_times_are_parts_of_the_whole_float32_step():
+    whole = dict(zip(step_time.PARTS, (5.0, 1.0, 2.0, 1.0, 4.0, 2.0)))
+    half = {part: seconds / 2 for part, seconds in whole.items()}
+    assert step_time.table({"float32": whole, "bfloat16": half}).splitlines()[2:] == [
+        "| float32 | 1.00 | 0.50 | 0.10 | 0.20 | 0.10 | 0.40 | 0.20 |",
+        "| bfloat16 | 0.50 | 0.25 | 0.05 | 0.10 | 0.05 | 0.20 | 0.10 |",
+    ]
 
 
 def test_pieces_find_the_teachers_tokens_by_their_letters():

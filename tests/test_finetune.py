@@ -15,7 +15,7 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE, EncDe
 from nemo.core.classes import ModelPT
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from test_mixin import Recorder, quiet_trainer, with_comat
 from test_mixin import train as train_new
 from test_model_life import moved, parts, transcripts, weights
@@ -304,9 +304,19 @@ def test_one_rate_for_all_is_no_longer_the_files_rates(finetune, trained, tmp_pa
     assert len(model._optimizer.param_groups) == 1
 
 
-def test_new_labels_of_a_character_model(finetune, base_cfg, tmp_path):
+@pytest.mark.parametrize("of_data_alone", [False, True])
+def test_new_labels_of_a_character_model(finetune, base_cfg, tmp_path, of_data_alone):
     cfg = configs.characters(with_comat(copy.deepcopy(base_cfg.model), None))
+    if of_data_alone:
+        with open_dict(cfg):
+            for dataset in (cfg.train_ds, cfg.validation_ds):
+                dataset.labels = list(cfg.labels)
+            cfg.decoder.vocabulary = list(cfg.labels)
+            del cfg.labels
     EncDecCTCModel(cfg=cfg).save_to(str(tmp_path / "m.nemo"))
+    if of_data_alone:
+        model, _, logged = finetune(tmp_path / "m.nemo", steps=1)
+        assert logged[0]["train_active_fraction"] == 1 and list(model.cfg.labels) == list(model.decoder.vocabulary)
     labels = ",".join("zyxwvutsrqponmlkjihgfedcba")
     model, _, logged = finetune(
         tmp_path / "m.nemo", "model.char_labels.update_labels=true", f"model.char_labels.labels=[' ',{labels}]", steps=1

@@ -26,6 +26,7 @@ from nemo_comat.models.finetune_config import (
     complete_from,
     joined,
     keep_feedback,
+    keep_labels,
     warn_of_masks,
 )
 
@@ -99,6 +100,7 @@ def _restore(cfg: DictConfig, trainer: Trainer | None = None) -> tuple[ModelPT, 
     own = connector.read_config(path)
     cls, given = class_for(own.target, path), complete_from(cfg, own)
     check_kind(cls, given, path)
+    keep_labels(own)
     keep_feedback(own, given)
     warn_of_masks(own, given)
     if adapter_name(given) is not None:

@@ -190,6 +190,22 @@ def joined(own: DictConfig, given: DictConfig) -> DictConfig:
     return own
 
 
+def keep_labels(own: DictConfig) -> None:
+    """Names a file's characters in its model config, from which NeMo gives them to new data, if its data alone do.
+
+    Args:
+        own: the file's model config, changed in place.
+    Examples:
+        >>> own = OmegaConf.create({"decoder": {"vocabulary": ["a", "b"]}, "train_ds": {"labels": ["a", "b"]}})
+        >>> keep_labels(own)
+        >>> own.labels
+        ['a', 'b']
+    """
+    if own.get("tokenizer") is None and own.get("labels") is None:
+        with open_dict(own):
+            own.labels = OmegaConf.select(own, "decoder.vocabulary")
+
+
 def keep_feedback(own: DictConfig, given: DictConfig) -> None:
     """Takes the file's `comat.feedback` over, which its recogniser needs, into a comat block where it is null.
 

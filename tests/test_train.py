@@ -24,6 +24,7 @@ from recipe import TINY
 
 from nemo_comat import ConfigError, Teacher
 from nemo_comat.output import OutputError
+from nemo_comat.provenance import processor_name
 
 
 def test_features_are_computed_once_and_are_the_same():
@@ -205,7 +206,8 @@ def test_where_all_parts_of_a_run_were_trained_is_said():
 def test_a_run_on_the_cpu_beside_a_gpu_was_not_trained_by_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    assert train.surroundings("cpu")["device"] == f"CPU, {torch.get_num_threads()} threads"
+    assert train.surroundings("cpu")["device"] == f"CPU, threads: {torch.get_num_threads()}"
+    assert train.surroundings("cpu")["machine"] == processor_name() and train.surroundings("gpu")["machine"] == "a GPU"
     assert [train.surroundings(named)["device"] for named in ("gpu", "auto", None)] == ["a GPU"] * 3
 
 

@@ -31,6 +31,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(compiled)
     def call(*arguments: Any) -> Any:
+        """The compiled function."""
         try:
             return compiled(*arguments)
         except OSError as error:  # compiled, and no room on the disk to keep it

@@ -260,7 +260,10 @@ def trained(runs):
 
 
 def dev_chart(runs, file):
-    """Dev WER against steps: a thin line for each seed, a thick one for their mean."""
+    """Dev WER against steps: a thin line for each seed, a thick one for their mean.
+
+    The scale is logarithmic where the error rates differ by more than a factor of 3.
+    """
     matplotlib, Figure = load_matplotlib()
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -271,9 +274,12 @@ def dev_chart(runs, file):
         axes.plot(steps, means, label=name, **line_of(number))
         for curve in curves:
             axes.plot(curve.keys(), curve.values(), linewidth=0.6, alpha=0.5, **line_of(number))
-    axes.set(xlabel="steps", ylabel="dev WER, %", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="steps", ylabel="dev WER, % (thin: each seed)")
+    rates = [row["val_wer"] for seeds in runs.values() for seed in seeds for row in seed["history"]]
+    if max(rates) > 3 * min(rates) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with matplotlib.rc_context({"svg.fonttype": "none"}):

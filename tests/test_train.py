@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import arms
 import features
@@ -194,6 +195,17 @@ def test_a_run_out_of_time_is_not_finished(data, tmp_path):
         steps.append(int(str(error.value).split("step ")[1].split(";")[0]))
         assert "finished" not in json.loads((tmp_path / "ctc" / "seed1" / "run.json").read_text())
     assert 0 < steps[0] < steps[1]
+
+
+def test_the_first_of_several_processes_alone_writes_the_history(tmp_path):
+    history = train.History(tmp_path / "history.jsonl", 1)
+    model = SimpleNamespace(device=torch.device("cpu"))
+    for first in (False, True):
+        metrics = {"val_wer": torch.tensor(0.5), "other": torch.tensor(1.0)}
+        stand = SimpleNamespace(callback_metrics=metrics, current_epoch=2, global_step=7, is_global_zero=first)
+        history.on_validation_end(stand, model)
+    (row,) = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert (row["epoch"], row["step"], row["val_wer"]) == (2, 7, 0.5) and row["peak_bytes"] > 0 and "other" not in row
 
 
 def test_where_all_parts_of_a_run_were_trained_is_said():

@@ -117,8 +117,9 @@ class History(pl.Callback):
             row["train_active_fraction"] = torch.stack(self.active).mean().item()
         if self.seconds:
             row["step_seconds"] = median(self.seconds)
-        with open(self.file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+        if trainer.is_global_zero:
+            with open(self.file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
         self.seconds, self.last, self.active = [], None, []
 
 

@@ -222,6 +222,7 @@ def test_spelling_is_what_the_tokenizer_gives_back():
         ("a Cafe\N{COMBINING ACUTE ACCENT}", True, "becomes 'café'; give manifests that write them so"),
         ("a Cafe\N{COMBINING ACUTE ACCENT}", False, "becomes 'Café'; give manifests that write them so"),
         ("a\N{ZERO WIDTH SPACE}b", False, "becomes 'a b'; give manifests"),
+        ("\N{ZERO WIDTH SPACE} a", False, "such as .*, which becomes 'a'; give manifests|becomes ''; give manifests"),
     ]:
         with pytest.raises(prepare.PrepareError, match=f"^dev has words that the tokenizer .*{message}"):
             prepare.check_spelling({"dev": [{"text": "so"}, {"text": text}]}, lower_case)

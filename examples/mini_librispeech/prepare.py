@@ -262,7 +262,7 @@ def check_spelling(rows, lower_case=True):
     for split, text in texts:
         if respelt(text, lower_case) == text.split():
             continue
-        word = next(word for word in text.split() if respelt(word, lower_case) != [word])
+        word = next((word for word in text.split() if respelt(word, lower_case) != [word]), text)
         helps = "give --no_lower_case, or manifests in lower case" * (respelt(text, False) == text.split())
         raise PrepareError(
             f"{split} has words that the tokenizer writes otherwise, such as {word!r}, which becomes "

@@ -102,7 +102,8 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
 
     def configure_callbacks(self) -> list[Callback]:
         """As Lightning's, and the pictures of alignments."""
-        there = any(isinstance(callback, AlignmentPictures) for callback in self.trainer.callbacks)
+        callbacks = [] if self._trainer is None else self._trainer.callbacks
+        there = any(isinstance(callback, AlignmentPictures) for callback in callbacks)
         if self.comat is None or there:  # of the user's own, or of the fit before
             return list(super().configure_callbacks())
         return [*super().configure_callbacks(), AlignmentPictures(self._cfg.comat.pictures, warn=logging.warning)]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_comat.teacher.device import upload
+from nemo_comat.teacher.inputs import inputs_of
 
 # logits that are in memory at a time
 MOST_LOGITS = 2**26
@@ -75,7 +76,7 @@ def reads_ahead(model: Any, ids: Tensor, other: int) -> bool:
     """
     changed = ids.clone()
     changed[0, -1] = other
-    before, after = (model(input_ids=x, attention_mask=torch.ones_like(x)).logits[0].float() for x in (ids, changed))
+    before, after = (model(**inputs_of(model, x, torch.ones_like(x))).logits[0].float() for x in (ids, changed))
     change = (after - before).abs().amax(-1)
     return bool(change[0] > ROUNDING * change[-1])
 
@@ -142,7 +143,7 @@ def likeliest(
     for batch in _batches(views, vocabulary, pad):
         padded = pad_sequence([view.ids for view in batch], batch_first=True, padding_value=padding)
         attention = pad_sequence([torch.ones_like(view.ids) for view in batch], batch_first=True)
-        logits = model(input_ids=upload(padded, device), attention_mask=upload(attention, device)).logits
+        logits = model(**inputs_of(model, upload(padded, device), upload(attention, device))).logits
         at = [(row, place) for row, view in enumerate(batch) for place in view.places]
         flat = torch.tensor([row * padded.shape[1] + max(place, 0) for row, place in at])
         known = torch.tensor([[float(place >= 0)] for _, place in at])

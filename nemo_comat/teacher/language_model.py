@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nemo_comat.teacher.files import find_model
 from nemo_comat.teacher.head import head_class, reads_ahead
+from nemo_comat.teacher.inputs import inputs_of
 from nemo_comat.teacher.limits import NO_LIMIT, Limits, find_limits, is_limit
 from nemo_comat.teacher.loading import cast_parameters, fastest_dtype, load
 from nemo_comat.teacher.missing import needed_weights
@@ -230,7 +231,7 @@ class LanguageModel:
 
         def logits() -> Tensor:
             """What the head says of the short text: [1, N, V]."""
-            found: Tensor = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            found: Tensor = loaded(**inputs_of(loaded, ids, torch.ones_like(ids))).logits
             return found
 
         with self._as_teacher_error(loaded, "a short text", "logits"):
@@ -343,7 +344,7 @@ class LanguageModel:
             if not self._has_head:
                 return states
             with self._as_teacher_error(self._head, "a short text", "logits"):
-                return [*states, self._head(input_ids=ids, attention_mask=attention).logits]
+                return [*states, self._head(**inputs_of(self._head, ids, attention)).logits]
 
         if not reads_padding(read, ids, self._padding, self._weights_dtype):
             return True
@@ -407,7 +408,7 @@ def hidden_states(model: Any, layers: Sequence[int], ids: Tensor, attention: Ten
         >>> [x.shape for x in hidden_states(model, [0, -1], torch.tensor([[1, 2]]), torch.ones(1, 2))]
         [torch.Size([1, 2, 4]), torch.Size([1, 2, 4])]
     """
-    states = model(input_ids=ids, attention_mask=attention, output_hidden_states=True).hidden_states
+    states = model(**inputs_of(model, ids, attention), output_hidden_states=True).hidden_states
     return [states[layer] for layer in layers]
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nemo_comat.teacher.inputs import inputs_of
+
 # tokens of the two texts that are read to see what grows with a text
 SHORT, LONGER = 3, 4
 # transformers' own number for a tokenizer without a limit, and what it takes for one that cannot be meant
@@ -127,7 +129,7 @@ def _text(model: Any, token_ids: Sequence[int], length: int) -> Tensor:
 def _read(model: Any, ids: Tensor, enough: int | None = None) -> list[Lookup]:
     lookups = _Lookups(ids, enough)
     with lookups:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        model(**inputs_of(model, ids, torch.ones_like(ids)))
     return lookups.seen
 
 

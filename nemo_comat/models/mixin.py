@@ -245,10 +245,10 @@ class ComatMixin(AlignmentMixin, DataMixin, FeedbackMixin, SavingMixin, Consiste
         if self.comat is None:
             return {}
         watched: dict[str, nn.Module | InputOf] = dict(encoder=self.encoder, decoder=self._ctc_decoder())
+        modules = layers_of(self.encoder, self._cfg.encoder)
         for layer in self._layers:
             if layer is None:
                 continue
-            modules = layers_of(self.encoder, self._cfg.encoder)
             following = layer % len(modules) + 1
             if following < len(modules):
                 # stochastic depth comes after the layer itself

@@ -113,7 +113,7 @@ class CachedTeacher:
         # what is of them is on the device already, and goes into this room there
         rows = [_room_for(live[i], self.dim, width) if row is None else row for i, row in enumerate(found)]
         out = _pad(rows, self.dim, self.teacher.top_k, device)
-        for i, new in ((i, row) for i, row in live.items() if len(row.token_id)):
+        for i, new in live.items():
             out.embeddings[i, : len(new.vectors)] = new.vectors
             for whole, part in zip(out.predicted or (), new.predicted or ()):
                 whole[i, : len(part), : part.shape[1]] = part
@@ -136,14 +136,9 @@ class CachedTeacher:
                         texts[0],
                     )
                 self._has_warned = True
-        shape = 0, self.teacher.top_k or 0
-        nothing = (
-            torch.zeros(shape, dtype=torch.int64, device=device),
-            torch.zeros(shape, dtype=torch.float32, device=device),
-        )
         vectors = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
         ids = torch.zeros(0, dtype=torch.int64)
-        return [Embedded(vectors, ids, False, 0, nothing if self.teacher.top_k else None) for _ in texts]
+        return [Embedded(vectors, ids, False, 0) for _ in texts]
 
 
 def _room_for(row: Embedded, dim: int, width: int | None) -> CachedText:

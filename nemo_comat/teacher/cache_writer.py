@@ -176,11 +176,12 @@ def batches(texts: Iterable[str], batch_tokens: int) -> Iterator[list[str]]:
     batch: list[str] = []
     longest = 0.0
     for text in texts:
-        longest = max(longest, len(text.encode(errors="replace")) / 4 + 2)
-        if batch and (len(batch) + 1) * longest > batch_tokens:
+        tokens = len(text.encode(errors="replace")) / 4 + 2
+        if batch and (len(batch) + 1) * max(longest, tokens) > batch_tokens:
             yield batch
-            batch, longest = [], len(text.encode(errors="replace")) / 4 + 2
+            batch, longest = [], 0.0
         batch.append(text)
+        longest = max(longest, tokens)
     if batch:
         yield batch
 
